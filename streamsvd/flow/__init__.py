@@ -1,0 +1,1 @@
+"""Sources become batches, batches become a state, a state becomes a file."""

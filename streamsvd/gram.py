@@ -1,0 +1,375 @@
+"""Exact second moments with the interface of a sketch: the state ``Gram``, its update, merge and factors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamsvd.arrays import (
+    Array,
+    blas_threads,
+    device_of,
+    dtype_name,
+    from_numpy,
+    is_sparse,
+    namespace,
+    signs,
+    small_eigh,
+    to_numpy,
+)
+from streamsvd.certificate import EPS64, Certificate, Ledger
+from streamsvd.factors import Factors, complete_rows
+from streamsvd.options import Options
+from streamsvd.stack import SparseRows
+from streamsvd.stream import (
+    Block,
+    Moments,
+    Pending,
+    Step,
+    advance,
+    check_merge,
+    merged_moments,
+    pad_columns,
+    prototype,
+    split,
+)
+
+if TYPE_CHECKING:
+    from streamsvd.planner import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class GramCore:
+    """The folded part: ``scatter`` (d, d) float64, of which only the lower triangle is meant, in units of ``4^exponent``."""
+
+    scatter: Array
+    moments: Moments = field(default_factory=Moments)
+    ledger: Ledger = field(default_factory=Ledger)
+    exponent: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """The exact second moments of a stream.
+
+    Invariant, with weights, decay and centring applied: ``A'A = S + rounding``, S (d, d) in float64 whatever the dtype of the rows.
+    Rows are centred at a fixed shift (the mean of the first block) and at the mean of their block, and blocks are joined by a rank-one
+    term, so a large offset costs nothing; ``X'X - n mu mu'`` would lose ``eps |mu|^2``. Nothing is truncated: ``bound.residual`` is the
+    residual itself up to rounding.
+
+    When: few columns (memory ``3 d^2`` float64 while it works), or every component is wanted. When not: singular values below 1e-8 of the
+    largest (the squares lose them: take ``kind="truncated"``).
+
+    References
+    ----------
+    Chan, Golub and LeVeque 1983 (updating and merging of sums of squares).
+    """
+
+    options: Options
+    core: GramCore | None = None
+    pending: Pending = field(default_factory=Pending)
+    like: Array | None = None
+    plan: Plan | None = None
+
+    kind = "gram"
+
+    @property
+    def columns(self) -> int:  # noqa: D102
+        return self.options.columns
+
+    @property
+    def rank(self) -> int:  # noqa: D102
+        return self.options.rank
+
+    @property
+    def center(self) -> bool:  # noqa: D102
+        return self.options.center
+
+    @property
+    def rows(self) -> int:
+        """Rows seen, those included that wait to be folded."""
+        return (self.core.moments.rows if self.core is not None else 0) + self.pending.count
+
+    def update(self, X: Any, /, *, weights: Any = None, timestamps: Any = None) -> Gram:
+        """Return the state with the rows of a batch added: ``S <- lambda^b S + X' diag(w) X``, centred where asked for.
+
+        Parameters
+        ----------
+        X : array (b, d), rows are samples
+            NumPy, torch, CuPy, SciPy sparse, Arrow, Polars or DLPack. An empty batch changes nothing.
+        weights : array (b,), optional
+            Not negative. A row of weight 0 is left out: it neither counts nor ages the rest.
+        timestamps : array (b,), optional
+            Seconds or datetime64, in order; wanted if ``half_life`` is a time.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a batch that is refused; the message says what arrived, what was expected and what to write. The state stays valid.
+
+        Notes
+        -----
+        Cost: ``d^2 / 2`` float64 multiply-adds a row.
+        """
+        last = self.pending.last_time(self.core.moments.time if self.core is not None else -math.inf)
+        batch, w, t = self.options.accept(X, self.like, weights, timestamps, last)
+        if batch.shape[0] == 0:
+            return self
+        like = prototype(batch) if self.like is None else self.like
+        blocks, pending = split(self.pending, batch, w, t, block_rows(self.columns))
+        core, owned = self.core, False
+        for block in blocks:
+            core, owned = (
+                _fold(core if core is not None else _empty(self.options, like), block, self.options, owned),
+                True,
+            )
+        return Gram(self.options, core, pending, like, self.plan)
+
+    def merge(self, other: Gram, /) -> Gram:
+        """Return the state of both streams together. Neither is aged; timestamps age both to the later time.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the other is no ``Gram`` state, or was made with other options; the message names the first that differs.
+
+        Notes
+        -----
+        Cost: ``2 d^2`` additions.
+        """
+        check_merge(self, other)
+        if other.rows == 0:
+            return self
+        if self.rows == 0:
+            return replace(other, plan=self.plan)
+        a, b = self._folded(), other._folded()
+        if _order(b) < _order(a):
+            a, b = b, a
+        return Gram(self.options, _merge(a, b, self.options), Pending(), self.like, self.plan)
+
+    def __add__(self, other: Gram) -> Gram:
+        """Merge: ``sketch + other``."""
+        return self.merge(other) if isinstance(other, Gram) else NotImplemented
+
+    def factors(self, rank: int | None = None, /) -> Factors:
+        """Return the leading ``rank`` components (by default those asked for) with their certificate.
+
+        Raises
+        ------
+        ValueError
+            Before any row, or for a rank outside 1 .. columns.
+
+        Notes
+        -----
+        Cost: ``(4/3) d^3`` flops. Reading changes nothing that later updates do.
+        """
+        k = self.rank if rank is None else rank
+        if not 1 <= k <= self.columns:
+            msg = f"rank={k} is outside 1 .. {self.columns}, the number of columns"
+            raise ValueError(msg)
+        if self.rows == 0:
+            msg = "this state has seen no rows, so it has no factors yet; call sketch = sketch.update(X) first"
+            raise ValueError(msg)
+        assert self.like is not None
+        return _read(self._folded(), self.options, k, self.like)
+
+    def _folded(self) -> GramCore:
+        """Fold a copy of the rows that wait."""
+        core = self.core if self.core is not None else _empty(self.options, self.like)
+        return _fold(core, self.pending.block(), self.options, False) if self.pending.count else core
+
+    def parts(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return the arrays (the triangle packed) and the JSON-ready rest; ``from_parts`` restores the same bits."""
+        from streamsvd.storage import gram_parts
+
+        return gram_parts(self)
+
+    @classmethod
+    def from_parts(cls, arrays: dict[str, Array], meta: dict[str, Any], /) -> Gram:
+        """Restore a state from ``parts``."""
+        from streamsvd.storage import gram_from_parts
+
+        return gram_from_parts(arrays, meta)
+
+
+def block_rows(columns: int, /) -> int:
+    """Return how many rows wait before they are folded: few enough that buffer and work stay below ``d^2`` numbers."""
+    return min(max(3 * columns // 8, 32), 768)
+
+
+def widen_gram(state: Gram, columns: int, /) -> Gram:
+    """Return the state with columns that were zero in all rows so far (see ``streamsvd.widen``)."""
+    extra = columns - state.columns
+    scale = None if state.options.scale is None else np.concatenate([state.options.scale, np.ones(extra)])
+    core = state.core
+    if core is not None:
+        moments = replace(
+            core.moments, shift=pad_columns(core.moments.shift, extra), delta=pad_columns(core.moments.delta, extra)
+        )
+        scatter = pad_columns(pad_columns(core.scatter, extra).T, extra).T
+        core = replace(core, scatter=_owned(scatter), moments=moments)
+    return Gram(
+        replace(state.options, columns=columns, scale=scale), core, state.pending.widened(extra), state.like, state.plan
+    )
+
+
+def _empty(options: Options, like: Array | None) -> GramCore:
+    assert like is not None
+    xp = namespace(like)
+    shape = (options.columns, options.columns)
+    return GramCore(
+        np.zeros(shape, order="F") if xp is np else xp.zeros(shape, dtype=xp.float64, device=device_of(like))
+    )
+
+
+def _owned(scatter: Array) -> Array:
+    """Return a copy that may be written: column-major for NumPy, as BLAS wants it."""
+    return scatter.copy(order="F") if isinstance(scatter, np.ndarray) else scatter * 1.0
+
+
+def _fold(core: GramCore, block: Block, options: Options, owned: bool) -> GramCore:
+    step = advance(core.moments, block, options)
+    exponent, fade = _rescale(core, step)
+    factor = np.ldexp(np.sqrt(step.weights), -exponent)
+    extra = (core.moments.delta - step.mean) * math.ldexp(step.correction, -exponent) if step.correction > 0 else None
+    scatter = core.scatter if owned else _owned(core.scatter)
+    if fade != 1.0:
+        scatter *= fade
+    shift, rows, cancelled = step.moments.shift, block.rows, 0.0
+    if is_sparse(rows):
+        sparse = SparseRows(rows, to_numpy(shift) + to_numpy(step.mean), factor, extra, shift)
+        if sparse.cancels():
+            rows = rows.toarray()
+        else:
+            energy, cancelled = _add_sparse(scatter, sparse), sparse.uncentered
+    if not is_sparse(rows):
+        energy = _add_dense(scatter, rows, (shift, step.mean, factor, extra))
+    old = core.ledger.scaled(fade)
+    entry = Ledger(total=energy, noise=4.0 * EPS64 * (energy + cancelled + old.total))
+    return GramCore(scatter, step.moments, old + entry, exponent)
+
+
+def _rescale(core: GramCore, step: Step) -> tuple[int, float]:
+    """Choose the exponent for the largest entry or root of the energy, and the factor that brings the old energies to it."""
+    sizes = [math.frexp(step.largest)[1]] if step.largest > 0 else []
+    if core.ledger.total * step.past > 0:
+        sizes.append(math.frexp(math.sqrt(core.ledger.total * step.past))[1] + core.exponent)
+    exponent = max(-1000, min(1000, max(sizes))) if sizes else core.exponent
+    # Coming up by a row's worth must not change the unit each time: it moves only where squares could leave the range.
+    if core.ledger.total > 0 and abs(exponent - core.exponent) <= 64:
+        exponent = core.exponent
+    return exponent, math.ldexp(step.past, 2 * (core.exponent - exponent)) if core.ledger.total > 0 else 1.0
+
+
+def _add_dense(scatter: Array, rows: Array, centring: tuple[Array, Array, np.ndarray, Array | None]) -> float:
+    """Add ``R'R`` of the centred rows to the scatter, in place; return their energy."""
+    from streamsvd.kernels.rows import fill_panel, row_energies
+
+    shift, mean, factor, extra = centring
+    xp, (b, d) = namespace(rows), rows.shape
+    count = b + (extra is not None)
+    R = np.empty((count, d)) if xp is np else xp.empty((count, d), dtype=xp.float64, device=device_of(rows))
+    fill_panel(R[:b, :], rows, 0, shift, mean, from_numpy(factor, like=shift))
+    if extra is not None:
+        R[b, :] = extra
+    with blas_threads(float(count) * d * d):
+        if xp is np:
+            from scipy.linalg.blas import dsyrk
+
+            dsyrk(1.0, R.T, beta=1.0, c=scatter, lower=1, overwrite_c=1)
+        else:
+            scatter += R.T @ R
+    return float(xp.sum(row_energies(R)))
+
+
+def _add_sparse(scatter: np.ndarray, rows: SparseRows) -> float:
+    """Add the centred sparse rows: ``X'X`` stays sparse, centring is a rank-one term."""
+    X = rows.rows.astype(np.float64).multiply(rows.factor[:, None]).tocsr()
+    power = float(rows.factor @ rows.factor)
+    before = float(np.trace(scatter))
+    scatter += (X.T @ X).toarray()
+    scatter -= power * np.outer(rows.mean, rows.mean)
+    if rows.extra is not None:
+        scatter += np.outer(rows.extra, rows.extra)
+    return max(0.0, float(np.trace(scatter)) - before)
+
+
+def _merge(a: GramCore, b: GramCore, options: Options) -> GramCore:
+    step, fade_a, fade_b = merged_moments(a.moments, b.moments, options)
+    exponent = max(a.exponent, b.exponent)
+    to_a, to_b = (math.ldexp(f, 2 * (c.exponent - exponent)) for f, c in ((fade_a, a), (fade_b, b)))
+    scatter = _owned(a.scatter * to_a + b.scatter * to_b)
+    joined = 0.0
+    if step.correction > 0:
+        extra = (a.moments.delta - step.mean) * math.ldexp(step.correction, -exponent)
+        scatter += extra[:, None] * extra[None, :]
+        joined = float(namespace(extra).sum(extra * extra))
+    past = a.ledger.scaled(to_a) + b.ledger.scaled(to_b)
+    ledger = past + Ledger(total=joined, noise=4.0 * EPS64 * (past.total + joined))
+    return GramCore(scatter, step.moments, ledger, exponent)
+
+
+def _order(core: GramCore) -> tuple[float, ...]:
+    return (float(core.moments.rows), core.moments.weight, core.exponent, core.ledger.total)
+
+
+def _read(core: GramCore, options: Options, k: int, like: Array) -> Factors:
+    S, moments, total = to_numpy(core.scatter), core.moments, core.ledger.total
+    scale, noise = options.scale, core.ledger.noise
+    if options.unit:
+        deviation = np.sqrt(np.maximum(np.diag(S), 0.0))
+        scale = np.where(deviation > 0, deviation, 1.0)
+        S = S / scale[:, None] / scale[None, :]
+        noise, total = noise / total * np.trace(S) if total > 0 else 0.0, float(np.trace(S))
+    w, Q = small_eigh(S, top=min(k + 1, options.columns))
+    w = np.maximum(w, 0.0)
+    w[w <= 4.0 * options.columns * EPS64 * (w[0] if w.size else 0.0)] = 0.0
+    held = int(np.count_nonzero(w[:k]))
+    xp, dtype = namespace(like), dtype_name(like)
+    vt = from_numpy(np.ascontiguousarray(Q[:, :held].T), like=like, dtype=dtype)
+    vt = complete_rows(vt * signs(vt)[:, None], k)
+    s = np.sqrt(w) if w.size > k else np.concatenate([np.sqrt(w), np.zeros(k + 1 - w.size)])
+    tail = max(0.0, total - float(w.sum())) if w.size < options.columns else 0.0
+    eps = float(np.finfo(dtype).eps)
+    certificate = Certificate(
+        exponent=0 if options.unit else core.exponent,
+        s=s,
+        total=total,
+        tail=tail,
+        noise=noise + 64.0 * EPS64 * total,
+        rows_noise=eps * eps * total,
+        test_rest=tail + float(w[k:].sum()),
+        test_parts=s[:k] ** 2,
+    )
+    amplitude = certificate.exponent
+    mean = moments.mean if options.center else moments.delta * 0.0
+    weight = moments.weight
+    if options.unit:
+        root = math.sqrt(weight - 1.0 if options.center and weight > 1.0 else weight)
+        scale = np.ldexp(scale, core.exponent) / root
+        certificate = replace(
+            certificate,
+            s=s * root,
+            **{f: getattr(certificate, f) * root**2 for f in _ENERGIES},
+            test_parts=s[:k] ** 2 * root**2,
+        )
+    return Factors(
+        s=from_numpy(np.ldexp(certificate.s[:k], amplitude), like=like, dtype=dtype),
+        vt=vt,
+        mean=mean,
+        rows=moments.rows,
+        weight=weight,
+        weight_sq=moments.weight_sq,
+        norm=math.ldexp(math.sqrt(certificate.total), amplitude),
+        certificate=certificate,
+        center=options.center,
+        scale=None
+        if scale is None
+        else from_numpy(np.asarray(scale), like=moments.shift if xp is not np else np.zeros(0)),
+    )
+
+
+_ENERGIES = ("total", "tail", "noise", "rows_noise", "test_rest")

@@ -1,0 +1,1 @@
+"""Loops that BLAS cannot express: Numba on the CPU, CuPy on a GPU, each beside its array-API twin."""

@@ -1,0 +1,82 @@
+"""Numba loops of ``kernels.rows``, imported at their first use.
+
+The signatures are written out, read-only and mutable arrays alike, so that a process compiles (or reads from the cache) each loop once.
+"""
+
+from __future__ import annotations
+
+import numba
+from numba import types
+
+_f4, _f8 = types.float32, types.float64
+
+
+def _rows(dtype: types.Type, layout: str = "C") -> types.Array:
+    return types.Array(dtype, 2, layout, readonly=True)
+
+
+def _vector(dtype: types.Type) -> types.Array:
+    return types.Array(dtype, 1, "C", readonly=True)
+
+
+_out = {dtype: types.Array(dtype, 2, "C") for dtype in (_f4, _f8)}
+_sums = types.Array(_f8, 1, "C")
+_jit = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@numba.njit([types.void(_out[t], _rows(t, "A")) for t in (_f4, _f8)], **_jit)
+def transpose_into(out, XT):  # noqa: D103
+    b, d = out.shape
+    for i0 in range(0, b, 32):
+        i1 = min(i0 + 32, b)
+        for j0 in range(0, d, 32):
+            j1 = min(j0 + 32, d)
+            for i in range(i0, i1):
+                for j in range(j0, j1):
+                    out[i, j] = XT[j, i]
+
+
+@numba.njit([types.void(_sums, _rows(t), _vector(_f8), _vector(_f8)) for t in (_f4, _f8)], **_jit)
+def column_sums(sums, rows, shift, weights):  # noqa: D103
+    b, d = rows.shape
+    for j0 in range(0, d, 512):
+        j1 = min(j0 + 512, d)
+        center, total = shift[j0:j1], sums[j0:j1]
+        for i in range(b):
+            w, row = weights[i], rows[i, j0:j1]
+            for j in range(row.size):
+                total[j] += w * (row[j] - center[j])
+
+
+@numba.njit(
+    [
+        types.void(_out[o], _rows(t), types.int64, _vector(_f8), _vector(_f8), _vector(_f8))
+        for t, o in ((_f4, _f4), (_f4, _f8), (_f8, _f8), (_f8, _f4))
+    ],
+    **_jit,
+)
+def fill_panel(out, rows, start, shift, mean, factor):  # noqa: D103
+    b, c = out.shape
+    first, second = shift[start : start + c], mean[start : start + c]
+    for i in range(b):
+        f, row, target = factor[i], rows[i, start : start + c], out[i]
+        for j in range(c):
+            target[j] = ((row[j] - first[j]) - second[j]) * f
+
+
+@numba.njit([types.void(_out[t], _rows(t), _vector(types.int64), _vector(_f8)) for t in (_f4, _f8)], **_jit)
+def scatter_signs(out, panel, slots, signs):  # noqa: D103
+    for i in range(panel.shape[0]):
+        t, sign = slots[i], panel.dtype.type(signs[i])
+        for j in range(panel.shape[1]):
+            out[t, j] += sign * panel[i, j]
+
+
+@numba.njit([types.void(_sums, _rows(t)) for t in (_f4, _f8)], fastmath={"reassoc", "contract"}, **_jit)
+def row_energies(out, panel):  # noqa: D103
+    for i in range(panel.shape[0]):
+        row, energy = panel[i], 0.0
+        for j in range(row.size):
+            x = float(row[j])
+            energy += x * x
+        out[i] = energy

@@ -1,0 +1,128 @@
+"""The left factor of a stream, rebuilt from the small rotations of its folds.
+
+A fold replaces the stack ``[diag(s) V; X; correction]`` by ``diag(s') V' = Q'[...]``, so the left factor of everything before it is
+multiplied by the top block of Q, and the new rows have the middle block. Kept are these blocks, b r numbers for b rows; ``U`` follows
+backwards, and ``||A - U diag(s) V||_F^2`` equals ``discarded``.
+With centring, the rows before and within a fold belong to different means. Both shift by multiples of the correction row c: the centred
+stream is ``[A_old; X_b] + g c'`` with a unit vector g orthogonal to the columns of both, so g times the last row of Q is added.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamsvd.stream import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """One fold: ``old`` (q, p), ``new`` (b, p), the coefficients ``last`` (p,) of the correction row, and the weights' roots (b,)."""
+
+    old: np.ndarray
+    new: np.ndarray
+    last: np.ndarray
+    roots: np.ndarray
+    gain: float
+    fade: float
+
+
+@dataclass(frozen=True, eq=False)
+class LeftLog:
+    """The rotations so far as a linked list: states that share a past share it here too; ``folder`` spills them to files."""
+
+    folder: str | None = None
+    newest: Rotation | str | None = None
+    before: LeftLog | None = None
+    folds: int = 0
+
+    def push(self, Q: np.ndarray, q: int, step: Step, /) -> LeftLog:
+        """Return the log with the rotation of one fold; ``Q`` is (q + b (+ 1), p)."""
+        b = step.weights.size
+        last = Q[q + b] if Q.shape[0] > q + b else np.zeros(Q.shape[1])
+        roots = np.sqrt(step.weights)
+        W = step.moments.weight * (1.0 - step.share)
+        gain = math.sqrt(step.share / W) if step.correction > 0 else 0.0
+        new = Q[q : q + b].copy()
+        if step.correction > 0:
+            new -= np.outer(roots * ((1.0 - step.share) / step.correction), last)
+        rotation = Rotation(Q[:q].copy(), new, last.copy(), roots, gain, math.sqrt(step.past))
+        return self.append(rotation)
+
+    def append(self, rotation: Rotation, /) -> LeftLog:
+        """Return the log with one more rotation, written to the folder where one is named."""
+        kept = rotation if self.folder is None else _spill(rotation, self.folder, self.folds)
+        return LeftLog(self.folder, kept, self, self.folds + 1)
+
+    def rotations(self) -> Iterator[Rotation]:
+        """Yield the rotations, newest first."""
+        log: LeftLog | None = self
+        while log is not None and log.newest is not None:
+            yield log.newest if isinstance(log.newest, Rotation) else _read(log.newest)
+            log = log.before
+
+    def blocks(self, rank: int, /) -> Iterator[np.ndarray]:
+        """Yield blocks of rows of U, each (b, rank), from the last rows of the stream to the first. Cost: ``b r rank`` a block."""
+        R, h = None, np.zeros(rank)
+        for turn in self.rotations():
+            R = np.eye(turn.new.shape[1], rank) if R is None else R
+            yield turn.new @ R + np.outer(turn.roots, h)
+            h = turn.fade * (turn.gain * (turn.last @ R) + h)
+            R = turn.old @ R
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """Return the rotations, oldest first, as flat arrays for storage."""
+        turns = list(self.rotations())[::-1]
+        flat = {name: [getattr(turn, name) for turn in turns] for name in ("old", "new", "last", "roots")}
+        arrays = {
+            f"left_{name}": np.concatenate([x.ravel() for x in xs]) if xs else np.zeros(0) for name, xs in flat.items()
+        }
+        arrays["left_sizes"] = np.array([[*turn.old.shape, turn.new.shape[0]] for turn in turns], np.int64).reshape(
+            len(turns), 3
+        )
+        arrays["left_scalars"] = np.array([[turn.gain, turn.fade] for turn in turns]).reshape(len(turns), 2)
+        return arrays
+
+    @classmethod
+    def from_parts(cls, arrays: dict[str, np.ndarray], folder: str | None = None, /) -> LeftLog:
+        """Restore a log; rotations stay in memory until the next one is spilled."""
+        log, at = cls(folder), dict.fromkeys(("old", "new", "last", "roots"), 0)
+        for (q, p, b), (gain, fade) in zip(arrays["left_sizes"], arrays["left_scalars"], strict=True):
+            held = {}
+            for name, shape in (("old", (q, p)), ("new", (b, p)), ("last", (p,)), ("roots", (b,))):
+                size = int(np.prod(shape))
+                held[name] = arrays[f"left_{name}"][at[name] : at[name] + size].reshape(shape)
+                at[name] += size
+            log = cls(folder, Rotation(**held, gain=float(gain), fade=float(fade)), log, log.folds + 1)
+        return log
+
+
+def _spill(rotation: Rotation, folder: str, number: int) -> str:
+    import hashlib
+
+    from safetensors.numpy import save_file
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {
+        name: np.ascontiguousarray(getattr(rotation, name)) for name in ("old", "new", "last", "roots")
+    }
+    arrays["scalars"] = np.array([rotation.gain, rotation.fade])
+    digest = hashlib.blake2b(b"".join(a.tobytes() for a in arrays.values()), digest_size=8).hexdigest()
+    path = Path(folder) / f"{number:08d}-{digest}.rotation"
+    save_file(arrays, path)
+    return str(path)
+
+
+def _read(path: str) -> Rotation:
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    gain, fade = (float(x) for x in arrays.pop("scalars"))
+    return Rotation(**arrays, gain=gain, fade=fade)

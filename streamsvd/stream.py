@@ -1,0 +1,325 @@
+"""What every sketch does with rows before it folds them: rows that wait, and the running mean, weights and decay of a block that is folded.
+
+Rows wait in a buffer and are folded in blocks of a fixed number, so that the result does not depend on how the stream was cut into
+batches: the same rows in the same order give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, is_sparse, namespace, to_numpy
+from streamsvd.kernels.rows import column_sums, copy_rows, largest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamsvd.options import Options
+
+
+class Store:
+    """Append-only rows. A position is claimed once, so the newest state appends in place and any other copies first."""
+
+    __slots__ = ("claims", "data", "times", "weights")
+
+    def __init__(self, like: Array, capacity: int, columns: int) -> None:
+        xp = namespace(like)
+        self.data = (
+            xp.empty((capacity, columns), dtype=like.dtype, device=device_of(like))
+            if xp is not np
+            else np.empty((capacity, columns), like.dtype)
+        )
+        self.weights = np.empty(capacity)
+        self.times = np.empty(capacity)
+        self.claims: dict[int, object] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Rows that are folded together: dense and row-major, or CSR, with a weight and a time each."""
+
+    rows: Array
+    weights: np.ndarray
+    times: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A run of waiting rows of one storage format: the first ``count`` rows of a store, or CSR rows."""
+
+    rows: Store | Any
+    count: int
+    weights: np.ndarray | None = None
+    times: np.ndarray | None = None
+
+    def block(self) -> Block:
+        """Return the run as a block, without a copy."""
+        if isinstance(self.rows, Store):
+            n = self.count
+            return Block(self.rows.data[:n, :], self.rows.weights[:n], self.rows.times[:n])
+        assert self.weights is not None and self.times is not None  # noqa: PT018
+        return Block(self.rows, self.weights, self.times)
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """Rows that wait to be folded."""
+
+    pieces: tuple[Piece, ...] = ()
+    count: int = 0
+
+    def last_time(self, before: float, /) -> float:
+        """Return the newest time among the rows, or ``before``."""
+        return float(self.pieces[-1].block().times[-1]) if self.pieces else before
+
+    def append(self, batch: Array, weights: np.ndarray, times: np.ndarray, capacity: int, /) -> Pending:
+        """Return a pending with the rows added; the batch is copied, since the caller may reuse it."""
+        b = batch.shape[0]
+        if is_sparse(batch):
+            piece = Piece(batch.copy(), b, weights.copy(), times.copy())
+            return Pending((*self.pieces, piece), self.count + b)
+        token = object()
+        last = self.pieces[-1] if self.pieces else None
+        if (
+            last is not None
+            and isinstance(last.rows, Store)
+            and last.rows.claims.setdefault(last.count, token) is token
+        ):
+            store, n, kept = last.rows, last.count, self.pieces[:-1]
+        else:
+            store, n, kept = Store(batch, capacity, batch.shape[1]), 0, self.pieces
+            if last is not None and isinstance(last.rows, Store):
+                n, kept = last.count, self.pieces[:-1]
+                old = last.block()
+                store.data[:n, :] = old.rows
+                store.weights[:n], store.times[:n] = old.weights, old.times
+            store.claims[n] = token
+        copy_rows(store.data[n : n + b, :], batch)
+        store.weights[n : n + b], store.times[n : n + b] = weights, times
+        return Pending((*kept, Piece(store, n + b)), self.count + b)
+
+    def block(self) -> Block:
+        """Return all waiting rows as one block: CSR if every piece is, else dense."""
+        blocks = [piece.block() for piece in self.pieces]
+        if len(blocks) == 1:
+            return blocks[0]
+        weights, times = np.concatenate([b.weights for b in blocks]), np.concatenate([b.times for b in blocks])
+        if all(is_sparse(b.rows) for b in blocks):
+            from scipy.sparse import vstack
+
+            return Block(vstack([b.rows for b in blocks], format="csr"), weights, times)
+        like = next(b.rows for b in blocks if not is_sparse(b.rows))
+        dense = [from_numpy(b.rows.toarray(), like=like) if is_sparse(b.rows) else b.rows for b in blocks]
+        return Block(namespace(like).concat(dense, axis=0), weights, times)
+
+    def widened(self, extra: int, /) -> Pending:
+        """Return the rows with ``extra`` zero columns at the end."""
+        if not self.pieces:
+            return self
+        block = self.block()
+        if is_sparse(block.rows):
+            rows = block.rows.copy()
+            rows.resize((rows.shape[0], rows.shape[1] + extra))
+            return Pending((Piece(rows, self.count, block.weights, block.times),), self.count)
+        wide = pad_columns(block.rows, extra)
+        return Pending().append(
+            wide, block.weights, block.times, max(wide.shape[0], self.pieces[-1].rows.data.shape[0])
+        )
+
+
+def split(
+    pending: Pending, batch: Array, weights: np.ndarray, times: np.ndarray, size: int, /
+) -> tuple[Iterator[Block], Pending]:
+    """Cut waiting rows and a batch into blocks of exactly ``size`` rows and the rest.
+
+    Blocks come lazily and large batches are not copied: a row-major batch is cut into views.
+    """
+    b = batch.shape[0]
+    if pending.count + b < size:
+        return iter(()), pending.append(batch, weights, times, size)
+    head = size - pending.count if pending.count else 0
+    rest = (b - head) % size
+    stop = b - rest
+
+    def blocks() -> Iterator[Block]:
+        if head:
+            yield pending.append(batch[:head, :], weights[:head], times[:head], size).block()
+        for i in range(head, stop, size):
+            j = i + size
+            yield Block(row_major(batch[i:j, :]), weights[i:j], times[i:j])
+
+    left = Pending()
+    return blocks(), left.append(batch[stop:, :], weights[stop:], times[stop:], size) if rest else left
+
+
+def prototype(batch: Array, /) -> Array:
+    """Return an empty array that carries namespace, dtype and device."""
+    return np.empty((0,), batch.dtype) if is_sparse(batch) or isinstance(batch, np.ndarray) else batch[:0, 0]
+
+
+def check_merge(a: Any, b: Any, /) -> None:
+    """Refuse to merge states of different kind, options, dtype or array library; the message names what differs."""
+    if type(a) is not type(b):
+        kind = getattr(b, "kind", type(b).__name__)
+        msg = f"cannot merge a {a.kind} state with {kind!r}; make both with the same kind=, for example streamsvd.sketch(..., kind={a.kind!r})"
+        raise TypeError(msg)
+    difference = a.options.difference(b.options)
+    if difference:
+        msg = f"cannot merge states made with different options: {difference}; make both with the same options (streamsvd.widen adds columns)"
+        raise ValueError(msg)
+    if a.options.keep_left or b.options.keep_left:
+        msg = "states that keep the left factor cannot be merged: its rows belong to one stream in order; make them with keep_left=False"
+        raise ValueError(msg)
+    if a.like is not None and b.like is not None and _backend(a.like) != _backend(b.like):
+        msg = f"cannot merge states of {_backend(a.like)} and {_backend(b.like)}; make both with the same dtype= and the same array library"
+        raise ValueError(msg)
+
+
+def _backend(like: Array) -> str:
+    return f"{dtype_name(like)} ({namespace(like).__name__})"
+
+
+def row_major(rows: Array, /) -> Array:
+    """Return dense rows in row-major order (a view where they are); CSR is returned as it is."""
+    if not isinstance(rows, np.ndarray) or rows.flags.c_contiguous:
+        return rows
+    out = np.empty(rows.shape, rows.dtype)
+    copy_rows(out, rows)
+    return out
+
+
+def pad_columns(X: Array, extra: int, /) -> Array:
+    """Return a 2-D or 1-D array with ``extra`` zeros at the end of its last axis."""
+    xp = namespace(X)
+    zeros = (
+        xp.zeros((*X.shape[:-1], extra), dtype=X.dtype, device=device_of(X))
+        if xp is not np
+        else np.zeros((*X.shape[:-1], extra), X.dtype)
+    )
+    return xp.concat([X, zeros], axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Counts, weights and the mean of what was folded; ``mean = shift + delta`` with a fixed shift, the mean of the first block."""
+
+    rows: int = 0
+    weight: float = 0.0
+    weight_sq: float = 0.0
+    shift: Array = None
+    delta: Array = None
+    time: float = -math.inf
+
+    @property
+    def mean(self) -> Array:
+        """Running mean in float64."""
+        return self.shift + self.delta
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What folding one block needs: how much the past fades, each row's weight, the block's mean, and the moments afterwards.
+
+    With ``W`` the faded weight of the past, ``W_b`` of the block and ``f = W_b / (W + W_b)``, the means differ by a rank-one term that
+    enters as one more row, ``correction * (delta_old - mean_block)`` with ``correction = sqrt(W f)`` (Chan, Golub and LeVeque 1983;
+    Ross et al. 2008).
+    """
+
+    past: float
+    weights: np.ndarray
+    mean: Array
+    correction: float
+    share: float
+    moments: Moments
+    largest: float = 0.0
+
+
+def advance(old: Moments, block: Block, options: Options, /) -> Step:
+    """Work out the step from the moments ``old`` over one block."""
+    past, ages = _ages(old, block, options)
+    weights = block.weights * ages
+    W, W_b = old.weight * past, float(weights.sum())
+    share = W_b / (W + W_b) if W + W_b > 0 else 0.0
+    shift, delta = old.shift, old.delta
+    if shift is None:
+        shift, delta = _first_shift(block, weights, options)
+    mean, correction = delta * 0.0, 0.0
+    if options.center and W_b > 0:
+        mean = _block_sums(block, shift, weights) / W_b
+        correction = math.sqrt(W * share)
+        delta = delta + share * (mean - delta) if W > 0 else mean
+    moments = Moments(
+        rows=old.rows + block.weights.shape[0],
+        weight=W + W_b,
+        weight_sq=old.weight_sq * past * past + float(weights @ weights),
+        shift=shift,
+        delta=delta,
+        time=float(block.times[-1]),
+    )
+    return Step(past, weights, mean, correction, share, moments, _largest(block, shift, weights))
+
+
+def merged_moments(a: Moments, b: Moments, options: Options, /) -> tuple[Step, float, float]:
+    """Return the step that joins two folded streams, and how much each fades so that both end at the later time."""
+    later = max(a.time, b.time)
+    fade_a, fade_b = (_fade(later - m.time, options) if options.half_life else 1.0 for m in (a, b))
+    W_a, W_b = a.weight * fade_a, b.weight * fade_b
+    share = W_b / (W_a + W_b) if W_a + W_b > 0 else 0.0
+    mean = b.delta + (b.shift - a.shift)
+    moments = replace(
+        a,
+        rows=a.rows + b.rows,
+        weight=W_a + W_b,
+        weight_sq=a.weight_sq * fade_a**2 + b.weight_sq * fade_b**2,
+        delta=a.delta + share * (mean - a.delta) if options.center else a.delta,
+        time=later,
+    )
+    correction = math.sqrt(W_a * share) if options.center else 0.0
+    return Step(fade_a, np.zeros(0), mean, correction, share, moments), fade_a, fade_b
+
+
+def _fade(seconds: float, options: Options) -> float:
+    return 0.5 ** (seconds / options.half_life) if options.half_life and math.isfinite(seconds) else 1.0
+
+
+def _ages(old: Moments, block: Block, options: Options) -> tuple[float, np.ndarray]:
+    b = block.weights.shape[0]
+    if options.half_life is not None:
+        last = float(block.times[-1])
+        return _fade(last - old.time, options), np.exp2((block.times - last) / options.half_life)
+    if options.decay == 1.0:
+        return 1.0, np.ones(b)
+    return options.decay**b, options.decay ** np.arange(b - 1, -1, -1.0)
+
+
+def _first_shift(block: Block, weights: np.ndarray, options: Options) -> tuple[Array, Array]:
+    if is_sparse(block.rows):
+        zeros = np.zeros(options.columns)
+        return zeros, zeros
+    xp = namespace(block.rows)
+    zeros = (
+        xp.zeros((options.columns,), dtype=xp.float64, device=device_of(block.rows))
+        if xp is not np
+        else np.zeros(options.columns)
+    )
+    if not options.center or weights.sum() == 0:
+        return zeros, zeros
+    return _block_sums(block, zeros, weights) / float(weights.sum()), zeros
+
+
+def _block_sums(block: Block, shift: Array, weights: np.ndarray) -> Array:
+    if is_sparse(block.rows):
+        sums = block.rows.T.astype(np.float64) @ weights
+        return from_numpy(sums, like=shift) - float(weights.sum()) * shift
+    return column_sums(block.rows, shift, from_numpy(weights, like=shift))
+
+
+def _largest(block: Block, shift: Array, weights: np.ndarray) -> float:
+    root = math.sqrt(float(weights.max(initial=0.0)))
+    if is_sparse(block.rows):
+        return root * (float(np.abs(block.rows.data).max(initial=0.0)) + float(np.abs(to_numpy(shift)).max()))
+    return root * largest(block.rows, shift)

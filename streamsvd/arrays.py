@@ -49,8 +49,17 @@ def float_dtype(xp: Any, name: str, /) -> Any:
     return getattr(xp, name)
 
 
+def empty(shape: tuple[int, ...], /, *, like: Array) -> Array:
+    """Return an uninitialised array of the namespace, dtype and device of ``like``."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, like.dtype)
+    return namespace(like).empty(shape, dtype=like.dtype, device=device_of(like))
+
+
 def dtype_name(x: Array, /) -> str:
     """Return the bare name of an array's dtype, the same for every backend: ``"float32"``."""
+    if isinstance(x, np.ndarray):
+        return "float32" if x.dtype == np.float32 else "float64" if x.dtype == np.float64 else x.dtype.name
     return str(x.dtype).rsplit(".", 1)[-1]
 
 
@@ -66,7 +75,10 @@ def to_numpy(x: Array, /) -> np.ndarray:
         return x.get()
     if module == "torch":
         return x.detach().cpu().numpy()
-    return np.asarray(x)
+    try:
+        return np.asarray(x)
+    except RuntimeError:  # array-api-strict on a device that stands for a GPU
+        return np.from_dlpack(x)
 
 
 def from_numpy(x: np.ndarray, /, *, like: Array, dtype: str | None = None) -> Array:
@@ -75,7 +87,10 @@ def from_numpy(x: np.ndarray, /, *, like: Array, dtype: str | None = None) -> Ar
         return x if dtype is None else x.astype(dtype, copy=False)
     xp = namespace(like)
     target = float_dtype(xp, dtype) if dtype is not None else None
-    return xp.asarray(np.ascontiguousarray(x), dtype=target, device=device_of(like))
+    x = np.ascontiguousarray(x)
+    if min(x.strides, default=0) < 0:  # one row or none counts as contiguous whatever its strides, and torch takes no negative ones
+        x = x.copy()
+    return xp.asarray(x, dtype=target, device=device_of(like))
 
 
 def is_sparse(x: Any, /) -> bool:

@@ -152,7 +152,7 @@ def _check_finite(X: Array) -> None:
         per_row = xp.all(mask, axis=1)
         row = int(xp.argmin(xp.astype(per_row, xp.int8)))
         column = int(xp.argmin(xp.astype(mask[row, :], xp.int8)))
-        count = int(xp.sum(xp.astype(per_row, xp.int64) == 0))
+        count = X.shape[0] - int(xp.sum(xp.astype(per_row, xp.int64)))
     msg = (
         f"got NaN or infinity in {count} of {X.shape[0]} rows of this batch, first in row {row}, column {column}; "
         "the state is unchanged: drop such rows (X[numpy.isfinite(X).all(axis=1)]) or fill them, then update again"

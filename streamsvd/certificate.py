@@ -162,6 +162,10 @@ class Certificate:
             rounding_norm=amplitude(math.sqrt(max(0.0, residual * residual - ideal))),
         )
 
+    def rest(self, rank: int, /) -> float:
+        """Amplitude of what lies outside the leading ``rank`` components, added up directly and without the terms for rounding."""
+        return self._amplitude(math.sqrt(self.tail + float((self.s[rank:] ** 2).sum())))
+
     def _angle(self, power: np.ndarray, rank: int) -> float | None:
         if not 0 < rank <= self.s.size:
             return None

@@ -106,8 +106,12 @@ class Factors:
         directions = self.columns - self.rank
         if directions <= 0 or self.dof <= 0:
             return 0.0
-        share = max(0.0, 1.0 - float(np.sum(to_numpy(self.explained_variance_ratio).astype(np.float64))))
-        return (self.norm * (share / directions / self.dof) ** 0.5) ** 2
+        if self.certificate is not None:  # 1 - sum(ratio) would cancel: the ratios have the precision of s
+            rest = self.certificate.rest(self.rank)
+        else:
+            share = max(0.0, 1.0 - float(np.sum(to_numpy(self.explained_variance_ratio).astype(np.float64))))
+            rest = self.norm * share**0.5
+        return (rest / (directions * self.dof) ** 0.5) ** 2
 
     def transform(self, X: Array, /) -> Array:
         """Coordinates of rows in the components: ``((X - mean) / scale) V'``.
@@ -230,7 +234,7 @@ class Factors:
         xp = namespace(batch)
         zeros = xp.zeros((self.columns,), dtype=xp.float64, device=device_of(batch))
         for start in _starts(batch.shape, 8):
-            rows = batch[start : start + _chunk_rows(batch.shape, 8), :]
+            rows = batch[start : min(start + _chunk_rows(batch.shape, 8), batch.shape[0]), :]
             rows = np.ascontiguousarray(rows) if isinstance(rows, np.ndarray) else rows
             out = xp.empty(rows.shape, dtype=self.vt.dtype, device=device_of(batch))
             ones = xp.ones((rows.shape[0],), dtype=xp.float64, device=device_of(batch))

@@ -22,18 +22,24 @@ from streamsvd.arrays import (
 )
 from streamsvd.certificate import EPS64, Certificate, Ledger
 from streamsvd.factors import Factors, complete_rows
+from streamsvd.kernels.rows import fill_panel, row_energies
 from streamsvd.options import Options
 from streamsvd.stack import SparseRows
 from streamsvd.stream import (
+    LARGEST,
+    LEAST,
     Block,
     Moments,
     Pending,
     Step,
     advance,
     check_merge,
-    merged_moments,
+    exponent_for,
+    join,
+    largest_entry,
     pad_columns,
     prototype,
+    rows_of,
     split,
 )
 
@@ -187,6 +193,10 @@ class Gram:
 
         return gram_parts(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Through the parts: waiting rows alone, without their buffer, and nothing that must be written into.
+        return type(self).from_parts, self.parts()
+
     @classmethod
     def from_parts(cls, arrays: dict[str, Array], meta: dict[str, Any], /) -> Gram:
         """Restore a state from ``parts``."""
@@ -231,85 +241,76 @@ def _owned(scatter: Array) -> Array:
 
 
 def _fold(core: GramCore, block: Block, options: Options, owned: bool) -> GramCore:
+    """Fold a block: age the past, add the products of the centred rows; ``owned`` scatter is written in place."""
     step = advance(core.moments, block, options)
-    exponent, fade = _rescale(core, step)
-    factor = np.ldexp(np.sqrt(step.weights), -exponent)
-    extra = (core.moments.delta - step.mean) * math.ldexp(step.correction, -exponent) if step.correction > 0 else None
+    past = core.ledger.total * step.past
+    exponent = core.exponent if past > 0 else exponent_for(largest_entry(block, step))
+    rows, energy = _entered(block, step, exponent, options.center)
+    if not LEAST < max(energy, past) < LARGEST and max(energy, past) > 0:
+        exponent = max(exponent_for(largest_entry(block, step)), exponent_for(math.sqrt(past), core.exponent))
+        rows, energy = _entered(block, step, exponent, options.center)
+    fade = math.ldexp(step.past, 2 * (core.exponent - exponent)) if core.ledger.total > 0 else 1.0
     scatter = core.scatter if owned else _owned(core.scatter)
     if fade != 1.0:
         scatter *= fade
-    shift, rows, cancelled = step.moments.shift, block.rows, 0.0
-    if is_sparse(rows):
-        sparse = SparseRows(rows, to_numpy(shift) + to_numpy(step.mean), factor, extra, shift)
-        if sparse.cancels():
-            rows = rows.toarray()
-        else:
-            energy, cancelled = _add_sparse(scatter, sparse), sparse.uncentered
-    if not is_sparse(rows):
-        energy = _add_dense(scatter, rows, (shift, step.mean, factor, extra))
+    cancelled = 0.0
+    if isinstance(rows, SparseRows):
+        _add_sparse(scatter, rows)
+        cancelled = rows.uncentered
+    else:
+        _add_dense(scatter, rows)
     old = core.ledger.scaled(fade)
     entry = Ledger(total=energy, noise=4.0 * EPS64 * (energy + cancelled + old.total))
     return GramCore(scatter, step.moments, old + entry, exponent)
 
 
-def _rescale(core: GramCore, step: Step) -> tuple[int, float]:
-    """Choose the exponent for the largest entry or root of the energy, and the factor that brings the old energies to it."""
-    sizes = [math.frexp(step.largest)[1]] if step.largest > 0 else []
-    if core.ledger.total * step.past > 0:
-        sizes.append(math.frexp(math.sqrt(core.ledger.total * step.past))[1] + core.exponent)
-    exponent = max(-1000, min(1000, max(sizes))) if sizes else core.exponent
-    # Coming up by a row's worth must not change the unit each time: it moves only where squares could leave the range.
-    if core.ledger.total > 0 and abs(exponent - core.exponent) <= 64:
-        exponent = core.exponent
-    return exponent, math.ldexp(step.past, 2 * (core.exponent - exponent)) if core.ledger.total > 0 else 1.0
+def _entered(block: Block, step: Step, exponent: int, centered: bool) -> tuple[Array | SparseRows, float]:
+    """Return the rows as they enter, float64 and centred (or sparse), and their energy."""
+    rows = rows_of(block, step, exponent, centered)
+    if isinstance(rows, SparseRows):
+        return rows, rows.energy
+    xp = namespace(rows.rows)
+    R = np.empty(rows.rows.shape) if xp is np else xp.empty(rows.rows.shape, dtype=xp.float64, device=device_of(rows.rows))
+    fill_panel(R, rows.rows, 0, rows.shift, rows.mean, from_numpy(rows.factor, like=rows.shift))
+    return R, float(xp.sum(row_energies(R)))
 
 
-def _add_dense(scatter: Array, rows: Array, centring: tuple[Array, Array, np.ndarray, Array | None]) -> float:
-    """Add ``R'R`` of the centred rows to the scatter, in place; return their energy."""
-    from streamsvd.kernels.rows import fill_panel, row_energies
-
-    shift, mean, factor, extra = centring
-    xp, (b, d) = namespace(rows), rows.shape
-    count = b + (extra is not None)
-    R = np.empty((count, d)) if xp is np else xp.empty((count, d), dtype=xp.float64, device=device_of(rows))
-    fill_panel(R[:b, :], rows, 0, shift, mean, from_numpy(factor, like=shift))
-    if extra is not None:
-        R[b, :] = extra
-    with blas_threads(float(count) * d * d):
-        if xp is np:
+def _add_dense(scatter: Array, R: Array) -> None:
+    """Add ``R'R`` to the scatter, in place; BLAS's symmetric update touches the lower triangle alone."""
+    with blas_threads(float(R.shape[0]) * R.shape[1] ** 2):
+        if isinstance(R, np.ndarray):
             from scipy.linalg.blas import dsyrk
 
             dsyrk(1.0, R.T, beta=1.0, c=scatter, lower=1, overwrite_c=1)
         else:
             scatter += R.T @ R
-    return float(xp.sum(row_energies(R)))
 
 
-def _add_sparse(scatter: np.ndarray, rows: SparseRows) -> float:
-    """Add the centred sparse rows: ``X'X`` stays sparse, centring is a rank-one term."""
+def _add_sparse(scatter: np.ndarray, rows: SparseRows) -> None:
+    """Add the centred sparse rows: ``X'X`` stays sparse, centring is of rank two."""
     X = rows.rows.astype(np.float64).multiply(rows.factor[:, None]).tocsr()
-    power = float(rows.factor @ rows.factor)
-    before = float(np.trace(scatter))
     scatter += (X.T @ X).toarray()
-    scatter -= power * np.outer(rows.mean, rows.mean)
-    if rows.extra is not None:
-        scatter += np.outer(rows.extra, rows.extra)
-    return max(0.0, float(np.trace(scatter)) - before)
+    half = X.T @ rows.factor - (0.5 * float(rows.factor @ rows.factor)) * rows.mean
+    cross = np.outer(half, rows.mean)
+    scatter -= cross + cross.T
 
 
 def _merge(a: GramCore, b: GramCore, options: Options) -> GramCore:
-    step, fade_a, fade_b = merged_moments(a.moments, b.moments, options)
+    joint = join(a.moments, b.moments, options)
     exponent = max(a.exponent, b.exponent)
-    to_a, to_b = (math.ldexp(f, 2 * (c.exponent - exponent)) for f, c in ((fade_a, a), (fade_b, b)))
+    row = None if joint.row is None else joint.row * math.ldexp(1.0, -exponent)
+    joined = 0.0 if row is None else float(namespace(row).sum(row * row))
+    if joined >= LARGEST and row is not None:
+        exponent = exponent_for(math.sqrt(joined) if math.isfinite(joined) else math.inf, exponent)
+        row = joint.row * math.ldexp(1.0, -exponent)
+        joined = float(namespace(row).sum(row * row))
+    to_a, to_b = (math.ldexp(f, 2 * (c.exponent - exponent)) for f, c in ((joint.fade_a, a), (joint.fade_b, b)))
     scatter = _owned(a.scatter * to_a + b.scatter * to_b)
-    joined = 0.0
-    if step.correction > 0:
-        extra = (a.moments.delta - step.mean) * math.ldexp(step.correction, -exponent)
-        scatter += extra[:, None] * extra[None, :]
-        joined = float(namespace(extra).sum(extra * extra))
+    if row is not None:
+        scatter += row[:, None] * row[None, :]
     past = a.ledger.scaled(to_a) + b.ledger.scaled(to_b)
     ledger = past + Ledger(total=joined, noise=4.0 * EPS64 * (past.total + joined))
-    return GramCore(scatter, step.moments, ledger, exponent)
+    return GramCore(scatter, joint.moments, ledger, exponent)
 
 
 def _order(core: GramCore) -> tuple[float, ...]:

@@ -3,8 +3,8 @@
 A fold replaces the stack ``[diag(s) V; X; correction]`` by ``diag(s') V' = Q'[...]``, so the left factor of everything before it is
 multiplied by the top block of Q, and the new rows have the middle block. Kept are these blocks, b r numbers for b rows; ``U`` follows
 backwards, and ``||A - U diag(s) V||_F^2`` equals ``discarded``.
-With centring, the rows before and within a fold belong to different means. Both shift by multiples of the correction row c: the centred
-stream is ``[A_old; X_b] + g c'`` with a unit vector g orthogonal to the columns of both, so g times the last row of Q is added.
+With centring, the stack holds the difference of the means along ``e``, the unit vector of the weights of the new rows (see ``stream.Step``),
+and the rows that are centred at the new mean hold it along ``sqrt(1 - f) e - sqrt(f) e_old``: the left factor is turned in that plane.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """One fold: ``old`` (q, p), ``new`` (b, p), the coefficients ``last`` (p,) of the correction row, and the weights' roots (b,)."""
+    """One fold: ``old`` (q, p), ``new`` (b, p), the component ``last`` (p,) along the difference of means, the weights' roots (b,)."""
 
     old: np.ndarray
     new: np.ndarray
@@ -43,18 +43,16 @@ class LeftLog:
     before: LeftLog | None = None
     folds: int = 0
 
-    def push(self, Q: np.ndarray, q: int, step: Step, /) -> LeftLog:
-        """Return the log with the rotation of one fold; ``Q`` is (q + b (+ 1), p)."""
-        b = step.weights.size
-        last = Q[q + b] if Q.shape[0] > q + b else np.zeros(Q.shape[1])
-        roots = np.sqrt(step.weights)
-        W = step.moments.weight * (1.0 - step.share)
-        gain = math.sqrt(step.share / W) if step.correction > 0 else 0.0
-        new = Q[q : q + b].copy()
-        if step.correction > 0:
-            new -= np.outer(roots * ((1.0 - step.share) / step.correction), last)
-        rotation = Rotation(Q[:q].copy(), new, last.copy(), roots, gain, math.sqrt(step.past))
-        return self.append(rotation)
+    def push(self, Q: np.ndarray, q: int, step: Step, centered: bool, /) -> LeftLog:
+        """Return the log with the rotation of one fold; ``Q`` is (q + b, p)."""
+        roots, f = np.sqrt(step.weights), step.share
+        W_b = float(step.weights.sum())
+        W = step.moments.weight - W_b
+        new, last, gain = Q[q:].copy(), np.zeros(Q.shape[1]), 0.0
+        if centered and W > 0 and W_b > 0:
+            last, gain = roots @ new / math.sqrt(W_b), -math.sqrt(f / W)
+            new += np.outer(roots * ((math.sqrt(1.0 - f) - 1.0) / math.sqrt(W_b)), last)
+        return self.append(Rotation(Q[:q].copy(), new, last, roots, gain, math.sqrt(step.past)))
 
     def append(self, rotation: Rotation, /) -> LeftLog:
         """Return the log with one more rotation, written to the folder where one is named."""

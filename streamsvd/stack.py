@@ -1,6 +1,6 @@
 """The rows of one fold, a panel of columns at a time: their Gram matrix, and their rotation onto the directions that are kept.
 
-A panel is centred in cache when it is needed, twice a fold, so a fold never holds a centred copy of its rows.
+A panel is centred in cache when it is needed, so a fold never holds a centred copy of its rows.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamsvd.arrays import Array, blas_threads, device_of, from_numpy, is_numpy, namespace, to_numpy
-from streamsvd.kernels.rows import fill_panel, row_energies, scatter_signs
+from streamsvd.arrays import Array, blas_threads, device_of, dtype_name, empty, from_numpy, is_numpy, namespace, to_numpy
+from streamsvd.kernels.rows import enter_panel, fill_panel
 from streamsvd.testsketch import TEST_ROWS
 
 if TYPE_CHECKING:
@@ -19,105 +19,129 @@ if TYPE_CHECKING:
 
 PANEL_NUMBERS = 1 << 19
 CANCELLATION = 1e4
+SMALL_OFFSET = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Entered:
+    """Products of the new rows, on the host in float64: ``P = X V'`` (b, q), ``XX = X X'`` (b, b), and the new test sketch."""
+
+    P: np.ndarray
+    XX: np.ndarray
+    test: Array
 
 
 @dataclass(frozen=True, eq=False)
 class DenseRows:
-    """Row-major rows (b, d), read as ``((rows - shift) - mean) * factor``, and one ``extra`` row (d,) after them or None."""
+    """Row-major rows (b, d), read as ``((rows - shift) - mean) * factor`` in their own dtype.
+
+    ``offset`` is None where shift and mean are zero.
+    """
 
     rows: Array
     shift: Array
     mean: Array
     factor: np.ndarray
-    extra: Array | None
-    like: Array
+    centered: bool
 
     @property
     def count(self) -> int:
-        """Number of rows, the extra one included."""
-        return self.factor.size + (self.extra is not None)
+        """Number of rows b."""
+        return self.factor.size
 
-    def panels(self) -> Iterator[tuple[int, int]]:
-        """Yield ranges of columns: panels that fit a cache on the CPU, all columns at once on other devices."""
+    @property
+    def uncentered(self) -> float:
+        """Energy that centring cancels in float64 products: none, since panels are centred before them."""
+        return 0.0
+
+    def panels(self, wanted: int, /) -> Iterator[tuple[int, int]]:
+        """Yield ranges of columns: panels of ``wanted`` rows that fit a cache on the CPU, all columns at once on other devices."""
         d = self.rows.shape[1]
-        width = max(256, PANEL_NUMBERS // max(1, self.count)) if is_numpy(namespace(self.rows)) else d
+        width = max(256, PANEL_NUMBERS // max(1, wanted)) if is_numpy(namespace(self.rows)) else d
         count = max(1, round(d / width))
         edges = [d * i // count for i in range(count + 1)]
         yield from zip(edges[:-1], edges[1:], strict=True)
 
-    def panel(self, start: int, stop: int, /) -> Array:
-        """Return the columns start .. stop of all rows, centred, weighted and scaled, in the dtype of ``like``."""
-        xp, b = namespace(self.rows), self.factor.size
-        shape = (self.count, stop - start)
-        out = (
-            xp.empty(shape, dtype=self.like.dtype, device=device_of(self.rows))
-            if xp is not np
-            else np.empty(shape, self.like.dtype)
-        )
-        fill_panel(out[:b, :], self.rows, start, self.shift, self.mean, from_numpy(self.factor, like=self.shift))
-        if self.extra is not None:
-            out[b, :] = xp.astype(self.extra[start:stop], self.like.dtype)
-        return out
+    def enter(self, vt: Array, test: tuple[Array, float, Any], /, *, double: bool = False) -> Entered:
+        """Centre the rows and take their products with the old directions and with each other.
 
-    @property
-    def uncentered(self) -> float:
-        """Energy that centring cancels in the products: none, since panels are centred before them."""
-        return 0.0
-
-    def gram(self, vt: Array, /, *, double: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``P = X V'`` and ``X X'`` in float64 on the host; ``double`` widens the panels before the products.
-
-        The diagonal of ``X X'`` is always summed in float64, so energies carry no rounding of float32 products.
+        ``test`` is (sketch, fade, (slots, signs) or None); ``double`` widens float32 panels before the products. The diagonal of XX is
+        always summed in float64, so energies carry no rounding of float32 products.
         """
-        xp = namespace(vt)
-        P, XX, energies = np.zeros((self.count, vt.shape[0])), np.zeros((self.count, self.count)), np.zeros(self.count)
-        for start, stop in self.panels():
-            X, V = self.panel(start, stop), vt[:, start:stop]
-            energies += to_numpy(row_energies(X))
-            if double:
+        xp, b, q = namespace(self.rows), self.count, vt.shape[0]
+        sketch, fade, drawn = test
+        fresh = sketch * fade
+        P, XX, energies = np.zeros((b, q)), np.zeros((b, b)), np.zeros(b)
+        factor = from_numpy(self.factor, like=self.shift)
+        for start, stop in self.panels(b):
+            X = empty((b, stop - start), like=self.rows)
+            energies += enter_panel(X, self.rows, start, self.shift, self.mean, factor, (fresh, drawn))
+            V = vt[:, start:stop]
+            if double and dtype_name(X) == "float32":
                 X, V = xp.astype(X, xp.float64), xp.astype(V, xp.float64)
-            with blas_threads(2.0 * X.shape[0] * X.shape[1] * (X.shape[0] / 2 + V.shape[0])):
+            with blas_threads(2.0 * b * (stop - start) * (b / 2 + q)):
                 XX += to_numpy(X @ X.T)
-                if vt.shape[0]:
+                if q:
                     P += to_numpy(X @ V.T)
         np.fill_diagonal(XX, energies)
-        return P, XX
+        return Entered(P, XX, fresh)
 
-    def mix(self, coefficients: Array, start: int, stop: int, panel: Array, /) -> Array:
-        """Return ``coefficients @ panel``; the sparse twin has no panel and works from its own rows."""
-        return coefficients @ panel
+    def dense(self) -> np.ndarray:
+        """Return all rows, centred, in float64 on the host (for few columns)."""
+        X = empty(self.rows.shape, like=self.rows)
+        fill_panel(X, self.rows, 0, self.shift, self.mean, from_numpy(self.factor, like=self.shift))
+        return to_numpy(X).astype(np.float64)
 
-    def test_rows(self, slots: np.ndarray, signs: np.ndarray, panel: Array, /) -> Array:
-        """Return the test sketch of a panel."""
-        return scatter_signs(panel, slots, signs, TEST_ROWS)
+    def rotate(self, vt: Array, old: np.ndarray, new: np.ndarray, energy: float, /) -> tuple[Array, np.ndarray]:
+        """Return ``B = old V + new X`` (p, d) and its Gram matrix (p, p), panel by panel.
+
+        Where the offset holds no more energy than a quarter of the rows', the raw rows are multiplied and the offset is taken off by a
+        rank-one term: the same rounding to within 1.5, without centring a second time.
+        """
+        offset = self.shift + self.mean if self.centered else None
+        raw = offset is None or self._offset_energy(offset) <= SMALL_OFFSET * energy
+        p, (b, d) = old.shape[0], self.rows.shape
+        dtype = dtype_name(vt)
+        C_old = from_numpy(old, like=vt, dtype=dtype)
+        C_new = from_numpy(new * self.factor if raw else new, like=vt, dtype=dtype)
+        taken = from_numpy((new @ self.factor) if raw else np.zeros(p), like=self.shift)
+        B, C = empty((p, d), like=vt), np.zeros((p, p))
+        factor = from_numpy(self.factor, like=self.shift)
+        for start, stop in self.panels(p if raw else b):
+            X = self.rows[:, start:stop]
+            if not raw:
+                X = fill_panel(empty((b, stop - start), like=vt), self.rows, start, self.shift, self.mean, factor)
+            with blas_threads(2.0 * p * (stop - start) * (b + old.shape[1])):
+                part = _product(C_new, X, B[:, start:stop])
+                if old.shape[1]:
+                    part += C_old @ vt[:, start:stop]
+                if raw and offset is not None:
+                    part -= namespace(vt).astype(taken[:, None] * offset[None, start:stop], vt.dtype)
+                C += to_numpy(part @ part.T)
+            if part is not B:
+                B[:, start:stop] = part
+        return B, C
+
+    def _offset_energy(self, offset: Array) -> float:
+        return float(self.factor @ self.factor) * float(namespace(offset).sum(offset * offset))
 
 
 @dataclass(frozen=True, eq=False)
 class SparseRows:
     """CSR rows (b, d), read as ``(rows - 1 mean') * factor`` without forming them: centring enters as rank-one corrections.
 
-    The corrections cancel ``eps |mean|^2`` (recipe of the Gram blocks: Chan, Golub and LeVeque 1983), so products are float64 and
-    the caller densifies rows whose mean is large against their spread.
+    The corrections cancel ``eps |mean|^2`` (Chan, Golub and LeVeque 1983), so products are float64, what they cancel is accounted for
+    as rounding, and rows whose mean is large against their spread are densified instead.
     """
 
     rows: Any
     mean: np.ndarray
     factor: np.ndarray
-    extra: Array | None
-    like: Array
 
     @property
     def count(self) -> int:
-        """Number of rows, the extra one included."""
-        return self.factor.size + (self.extra is not None)
-
-    def panels(self) -> Iterator[tuple[int, int]]:
-        """Yield all columns at once."""
-        yield 0, self.rows.shape[1]
-
-    def panel(self, start: int, stop: int, /) -> Array:
-        """Return all rows, densified (asked for only where there are few columns)."""
-        return self.mix(np.eye(self.count), start, stop, None)
+        """Number of rows b."""
+        return self.factor.size
 
     @property
     def uncentered(self) -> float:
@@ -125,88 +149,61 @@ class SparseRows:
         squares = self.rows.multiply(self.rows).sum(axis=1) + float(self.mean @ self.mean)
         return float(squares @ self.factor**2)
 
+    @property
+    def energy(self) -> float:
+        """Energy of the centred rows."""
+        cross = (self.rows @ self.mean) * self.factor**2
+        return max(0.0, self.uncentered - 2.0 * float(cross.sum()))
+
     def cancels(self) -> bool:
         """Tell whether the mean is so large against the spread of the rows that they are better densified and centred first."""
-        raw = float(self.rows.data.astype(np.float64) @ self.rows.data) / max(1, self.factor.size)
+        raw = float(self.rows.data.astype(np.float64) @ self.rows.data) / max(1, self.count)
         offset = float(self.mean @ self.mean)
         return offset > CANCELLATION * max(raw - offset, 0.0)
 
-    def gram(self, vt: Array, /, *, double: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``P`` and ``X X'`` as the dense rows do, always from float64 products."""
-        b, n = self.factor.size, self.count
-        X, V = self.rows.astype(np.float64), vt.astype(np.float64)
-        cross, f = X @ self.mean, self.factor
-        P, XX = np.zeros((n, V.shape[0])), np.zeros((n, n))
-        P[:b] = (X @ np.ascontiguousarray(V.T) - V @ self.mean) * f[:, None]
-        inner = (X @ X.T).toarray() - cross[:, None] - cross[None, :] + float(self.mean @ self.mean)
-        XX[:b, :b] = inner * np.outer(f, f)
-        if self.extra is not None:
-            P[b] = V @ self.extra
-            XX[b, :b] = XX[:b, b] = (X @ self.extra - float(self.mean @ self.extra)) * f
-            XX[b, b] = float(self.extra @ self.extra)
-        return P, XX
-
-    def mix(self, coefficients: Array, start: int, stop: int, panel: Array, /) -> Array:
-        """Return ``coefficients @ X`` (p, d) without forming X."""
-        b = self.factor.size
-        C = coefficients[:, :b].astype(np.float64) * self.factor
-        out = np.asarray(self.rows.T.astype(np.float64) @ np.ascontiguousarray(C.T)).T - np.outer(
-            C.sum(axis=1), self.mean
-        )
-        if self.extra is not None:
-            out += np.outer(coefficients[:, b], self.extra)
-        return out.astype(self.like.dtype)
-
-    def test_rows(self, slots: np.ndarray, signs: np.ndarray, panel: Array, /) -> Array:
-        """Return the test sketch of the rows."""
-        S = np.zeros((TEST_ROWS, self.count))
-        S[slots, np.arange(self.count)] = signs
-        return self.mix(S, 0, self.rows.shape[1], panel)
-
-
-@dataclass(frozen=True, eq=False)
-class Rotated:
-    """Rows ``B`` (p, d) = coefficients applied to the stack, their Gram matrix ``C`` (p, p), and the new test sketch."""
-
-    B: Array
-    C: np.ndarray
-    test: Array
-
-
-def rotate(
-    rows: DenseRows | SparseRows, vt: Array, old: np.ndarray, new: np.ndarray, test: tuple[Array, float, Any], /
-) -> Rotated:
-    """Apply ``old`` (p, q) to V and ``new`` (p, b) to the rows, panel by panel; ``test`` is (sketch, fade, (slots, signs))."""
-    xp, (sketch, fade, drawn) = namespace(vt), test
-    C_old, C_new = (from_numpy(c, like=vt, dtype=_name(vt)) for c in (old, new))
-    p, d = old.shape[0], vt.shape[1]
-    B = xp.empty((p, d), dtype=vt.dtype, device=device_of(vt)) if xp is not np else np.empty((p, d), vt.dtype)
-    fresh = sketch * fade
-    C = np.zeros((p, p))
-    for start, stop in rows.panels():
-        X = rows.panel(start, stop) if isinstance(rows, DenseRows) else None
-        with blas_threads(2.0 * p * (stop - start) * (old.shape[1] + new.shape[1])):
-            part = rows.mix(C_new, start, stop, X)
-            if old.shape[1]:
-                part = part + C_old @ vt[:, start:stop]
-            C += to_numpy(part @ part.T)
-        B[:, start:stop] = part
+    def enter(self, vt: Array, test: tuple[Array, float, Any], /, *, double: bool = True) -> Entered:  # noqa: ARG002
+        """Return what the dense rows do, always from float64 products."""
+        X, V, f = self.rows.astype(np.float64), vt.astype(np.float64), self.factor
+        cross = X @ self.mean
+        P = (X @ np.ascontiguousarray(V.T) - V @ self.mean) * f[:, None]
+        XX = (X @ X.T).toarray() - cross[:, None] - cross[None, :] + float(self.mean @ self.mean)
+        sketch, fade, drawn = test
+        fresh = sketch * fade
         if drawn is not None:
-            fresh[:, start:stop] += rows.test_rows(*drawn, X)
-    return Rotated(B, C, fresh)
+            S = np.zeros((TEST_ROWS, self.count))
+            S[drawn[0], np.arange(self.count)] = drawn[1]
+            fresh += self._mix(S, vt.dtype)
+        return Entered(P, XX * np.outer(f, f), fresh)
+
+    def dense(self) -> np.ndarray:
+        """Return all rows, centred, in float64 (for few columns)."""
+        return (self.rows.toarray().astype(np.float64) - self.mean) * self.factor[:, None]
+
+    def rotate(self, vt: Array, old: np.ndarray, new: np.ndarray, energy: float, /) -> tuple[Array, np.ndarray]:  # noqa: ARG002
+        """Return ``B = old V + new X`` (p, d) and its Gram matrix (p, p)."""
+        B = self._mix(new, vt.dtype)
+        if old.shape[1]:
+            B += old.astype(vt.dtype) @ vt
+        return B, (B @ B.T).astype(np.float64)
+
+    def _mix(self, coefficients: np.ndarray, dtype: Any) -> np.ndarray:
+        """Return ``coefficients @ X`` (p, d) without forming X."""
+        C = coefficients * self.factor
+        out = np.asarray(self.rows.T.astype(np.float64) @ np.ascontiguousarray(C.T)).T - np.outer(C.sum(axis=1), self.mean)
+        return np.ascontiguousarray(out, dtype=dtype)
 
 
 def apply_left(K: np.ndarray, B: Array, /) -> None:
     """Overwrite rows ``B`` (p, d), owned by the caller, by ``K @ B``, panel by panel."""
-    C = from_numpy(K, like=B, dtype=_name(B))
+    C = from_numpy(K, like=B, dtype=dtype_name(B))
     width = max(256, PANEL_NUMBERS // max(1, B.shape[0]))
     for start in range(0, B.shape[1], width):
-        part = B[:, start : start + width]
+        stop = min(start + width, B.shape[1])
+        part = B[:, start:stop]
         with blas_threads(2.0 * K.shape[0] * K.shape[1] * part.shape[1]):
-            B[:, start : start + width] = C @ part
+            B[:, start:stop] = C @ part
 
 
-def _name(x: Array) -> str:
-    from streamsvd.arrays import dtype_name
-
-    return dtype_name(x)
+def _product(C: Array, X: Array, out: Array) -> Array:
+    """Return ``C @ X``, written into ``out`` where the library can."""
+    return np.matmul(C, X, out=out) if isinstance(out, np.ndarray) else C @ X

@@ -14,11 +14,16 @@ import numpy as np
 
 from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, is_sparse, namespace, to_numpy
 from streamsvd.kernels.rows import column_sums, copy_rows, largest
+from streamsvd.stack import DenseRows, SparseRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamsvd.options import Options
+
+MAX_EXPONENT = 1000
+# Scaled energies between these leave float32 squares far from both ends of their range.
+LEAST, LARGEST = 2.0**-60, 2.0**60
 
 
 class Store:
@@ -222,20 +227,18 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What folding one block needs: how much the past fades, each row's weight, the block's mean, and the moments afterwards.
+    """What folding one block needs: how much the past fades, each row's weight, what is subtracted, and the moments afterwards.
 
-    With ``W`` the faded weight of the past, ``W_b`` of the block and ``f = W_b / (W + W_b)``, the means differ by a rank-one term that
-    enters as one more row, ``correction * (delta_old - mean_block)`` with ``correction = sqrt(W f)`` (Chan, Golub and LeVeque 1983;
-    Ross et al. 2008).
+    With ``W`` the faded weight of the past, ``W_b`` of the block, ``f = W_b / (W + W_b)`` and m the difference of the means, the scatter
+    of both is the sum of theirs and ``W f m m'`` (Chan, Golub and LeVeque 1983). Rows that are centred at ``mean_old + theta m`` with
+    ``theta = 1 - sqrt(1 - f)`` carry exactly that term, so no further row is needed (Ross et al. 2008 append one).
     """
 
     past: float
     weights: np.ndarray
     mean: Array
-    correction: float
     share: float
     moments: Moments
-    largest: float = 0.0
 
 
 def advance(old: Moments, block: Block, options: Options, /) -> Step:
@@ -247,11 +250,11 @@ def advance(old: Moments, block: Block, options: Options, /) -> Step:
     shift, delta = old.shift, old.delta
     if shift is None:
         shift, delta = _first_shift(block, weights, options)
-    mean, correction = delta * 0.0, 0.0
+    mean = delta
     if options.center and W_b > 0:
-        mean = _block_sums(block, shift, weights) / W_b
-        correction = math.sqrt(W * share)
-        delta = delta + share * (mean - delta) if W > 0 else mean
+        apart = _block_sums(block, shift, weights) / W_b - delta
+        theta = share / (1.0 + math.sqrt(1.0 - share)) if W > 0 else 1.0
+        mean, delta = delta + theta * apart, delta + share * apart
     moments = Moments(
         rows=old.rows + block.weights.shape[0],
         weight=W + W_b,
@@ -260,26 +263,43 @@ def advance(old: Moments, block: Block, options: Options, /) -> Step:
         delta=delta,
         time=float(block.times[-1]),
     )
-    return Step(past, weights, mean, correction, share, moments, _largest(block, shift, weights))
+    return Step(past, weights, mean, share, moments)
 
 
-def merged_moments(a: Moments, b: Moments, options: Options, /) -> tuple[Step, float, float]:
-    """Return the step that joins two folded streams, and how much each fades so that both end at the later time."""
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """How two folded streams join: what each fades, the moments of both, and the row (d,) that joins their means, or None."""
+
+    fade_a: float
+    fade_b: float
+    moments: Moments
+    row: Array | None
+
+
+def join(a: Moments, b: Moments, options: Options, /) -> Joint:
+    """Return how two folded streams join; timestamps age both to the later time."""
     later = max(a.time, b.time)
     fade_a, fade_b = (_fade(later - m.time, options) if options.half_life else 1.0 for m in (a, b))
     W_a, W_b = a.weight * fade_a, b.weight * fade_b
     share = W_b / (W_a + W_b) if W_a + W_b > 0 else 0.0
-    mean = b.delta + (b.shift - a.shift)
+    apart = b.delta + (b.shift - a.shift) - a.delta
     moments = replace(
         a,
         rows=a.rows + b.rows,
         weight=W_a + W_b,
         weight_sq=a.weight_sq * fade_a**2 + b.weight_sq * fade_b**2,
-        delta=a.delta + share * (mean - a.delta) if options.center else a.delta,
+        delta=a.delta + share * apart if options.center else a.delta,
         time=later,
     )
-    correction = math.sqrt(W_a * share) if options.center else 0.0
-    return Step(fade_a, np.zeros(0), mean, correction, share, moments), fade_a, fade_b
+    return Joint(fade_a, fade_b, moments, math.sqrt(W_a * share) * apart if options.center else None)
+
+
+def largest_entry(block: Block, step: Step, /) -> float:
+    """Return the largest magnitude among the rows of a block, shifted and weighted (an upper bound for sparse rows)."""
+    root, shift = math.sqrt(float(step.weights.max(initial=0.0))), step.moments.shift
+    if is_sparse(block.rows):
+        return root * (float(np.abs(block.rows.data).max(initial=0.0)) + float(np.abs(to_numpy(shift)).max()))
+    return root * largest(block.rows, shift)
 
 
 def _fade(seconds: float, options: Options) -> float:
@@ -318,8 +338,21 @@ def _block_sums(block: Block, shift: Array, weights: np.ndarray) -> Array:
     return column_sums(block.rows, shift, from_numpy(weights, like=shift))
 
 
-def _largest(block: Block, shift: Array, weights: np.ndarray) -> float:
-    root = math.sqrt(float(weights.max(initial=0.0)))
-    if is_sparse(block.rows):
-        return root * (float(np.abs(block.rows.data).max(initial=0.0)) + float(np.abs(to_numpy(shift)).max()))
-    return root * largest(block.rows, shift)
+
+def exponent_for(size: float, exponent: int = 0, /) -> int:
+    """Return the power of two above ``size * 2^exponent``, by which rows are scaled to about 1, within what float64 can represent."""
+    if not size > 0:
+        return -MAX_EXPONENT
+    return max(-MAX_EXPONENT, min(MAX_EXPONENT, math.frexp(size)[1] + exponent))
+
+
+def rows_of(block: Block, step: Step, exponent: int, centered: bool, /) -> DenseRows | SparseRows:
+    """Return the rows of a block as a fold reads them: centred, weighted, and scaled by ``2^-exponent``."""
+    factor = np.ldexp(np.sqrt(step.weights), -exponent)
+    shift, rows = step.moments.shift, block.rows
+    if is_sparse(rows):
+        sparse = SparseRows(rows, to_numpy(shift) + to_numpy(step.mean), factor)
+        if not sparse.cancels():
+            return sparse
+        rows = rows.toarray()
+    return DenseRows(rows, shift, step.mean, factor, centered)

@@ -7,12 +7,15 @@ All of it is float64 on the CPU. The stack is ``M = [diag(s) V; X]`` with ``V V'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from streamsvd.arrays import one_thread, small_eigh
 
 TRIGGER = 2.0
+WELL_CONDITIONED = 1e-5
+LANCZOS_STEPS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Directions:
     top: float
 
 
-def leading(s: np.ndarray, P: np.ndarray, XX: np.ndarray, kept: int, /, *, exact: bool = False) -> Directions:
+def leading(s: np.ndarray, P: np.ndarray, XX: np.ndarray, kept: int, /, *, exact: bool = False, single: bool = False) -> Directions:
     """Find at most ``kept`` directions: two warm-started subspace steps from the old ones, or all eigenvectors where that is owed.
 
     Parameters
@@ -39,6 +42,8 @@ def leading(s: np.ndarray, P: np.ndarray, XX: np.ndarray, kept: int, /, *, exact
     kept : int
     exact : bool
         Always take the eigenvectors (Frequent Directions needs them).
+    single : bool
+        ``P`` and ``XX`` are accurate to float32 only, so products with them are float32 too.
 
     Notes
     -----
@@ -48,7 +53,8 @@ def leading(s: np.ndarray, P: np.ndarray, XX: np.ndarray, kept: int, /, *, exact
     """
     q, b = s.size, XX.shape[0]
     if not exact and q == kept and b >= kept:
-        found = _warm(s, P, XX)
+        with one_thread():
+            found = _warm(s, P, XX, np.float32 if single else np.float64)
         if found is not None and found.top <= TRIGGER * found.w[-1]:
             return found
     G = np.zeros((q + b, q + b))
@@ -61,40 +67,106 @@ def leading(s: np.ndarray, P: np.ndarray, XX: np.ndarray, kept: int, /, *, exact
     return Directions(Q[:, :kept], w[:kept], float(rest.sum()), float(rest[0]) if rest.size else 0.0)
 
 
-def _warm(s: np.ndarray, P: np.ndarray, XX: np.ndarray) -> Directions | None:
-    """Two steps of subspace iteration from the old directions, then Rayleigh and Ritz."""
-    from scipy.linalg import eigvalsh, qr
-
+def _warm(s: np.ndarray, P: np.ndarray, XX: np.ndarray, dtype: Any) -> Directions | None:
+    """Two steps of subspace iteration from the old directions, then Rayleigh and Ritz; None where the steps degenerate."""
     q, m = s.size, s.size + XX.shape[0]
-    with one_thread():
-        PP = P.T @ P
-        norms = np.sqrt(s * s + np.diag(PP))
-        if not np.all(norms > 0):
-            return None
-        # Y = G [diag(s); P] / norms: the second step, with the structure of G used.
-        Y = np.empty((m, q))
-        Y[:q] = s[:, None] * PP
-        Y[np.arange(q), np.arange(q)] += s**3
-        Y[q:] = P * (s * s) + XX @ P
-        Y /= norms
-        Q = np.asarray(qr(Y, mode="economic", overwrite_a=True, check_finite=False)[0])
-        K = np.empty((m, q))
-        K[:q] = (s * s)[:, None] * Q[:q] + s[:, None] * (P.T @ Q[q:])
-        K[q:] = P @ (s[:, None] * Q[:q]) + XX @ Q[q:]
-        H = Q.T @ K
-        w, Z = small_eigh((H + H.T) / 2)
-        Q, K = Q @ Z, K @ Z
-        # R = (I - QQ') G (I - QQ'), with G Q = K and Q' G Q = diag(w).
-        half = K - Q * (w / 2)
-        R = -(half @ Q.T)
-        R += R.T
-        R[np.arange(q), np.arange(q)] += s * s
-        R[q:, :q] += P * s
-        R[:q, q:] += (P * s).T
-        R[q:, q:] += XX
-        discarded = float(np.maximum(np.diag(R), 0.0).sum())
-        top = float(eigvalsh(R, subset_by_index=(m - 1, m - 1), check_finite=False)[0])
-    return Directions(Q, np.maximum(w, 0.0), discarded, max(top, 0.0))
+    power, diagonal = s * s, np.diag(XX)
+    low_P, low_XX = P.astype(dtype), XX.astype(dtype)
+    PP = (low_P.T @ low_P).astype(np.float64)
+    norms = np.sqrt(power + np.diag(PP))
+    if not np.all(norms > 0):
+        return None
+    # Y = G [diag(s); P] / norms: the second step, with the structure of G used.
+    Y = np.empty((m, q))
+    Y[:q] = s[:, None] * PP
+    Y[np.arange(q), np.arange(q)] += s * power
+    Y[q:] = P * power + low_XX @ low_P
+    Y /= norms
+    Q = _orthonormal_columns(Y)
+    low_Q = Q[q:].astype(dtype)
+    K = np.empty((m, q))
+    K[:q] = power[:, None] * Q[:q] + s[:, None] * (low_P.T @ low_Q)
+    K[q:] = low_P @ (s[:, None] * Q[:q]).astype(dtype) + low_XX @ low_Q
+    H = Q.T @ K
+    w, Z = small_eigh((H + H.T) / 2)
+    Q, K = Q @ Z, K @ Z
+    # Diagonal of R = (I - QQ') G (I - QQ'), with G Q = K and Q' G Q = diag(w).
+    rest = np.concatenate([power, diagonal]) - np.einsum("ij,ij->i", Q, 2.0 * K - Q * w)
+    discarded = float(np.maximum(rest, 0.0).sum())
+    top = _certified_top(s, low_P, low_XX, Q, w)
+    return Directions(Q, np.maximum(w, 0.0), discarded, min(top, discarded))
+
+
+def _orthonormal_columns(Y: np.ndarray) -> np.ndarray:
+    """Orthonormalise columns by Cholesky QR, twice, or by Householder QR where their condition is not surely below 1e6."""
+    from scipy.linalg import LinAlgError, cholesky, qr, solve_triangular
+
+    Y = Y / np.sqrt(np.einsum("ij,ij->j", Y, Y))
+    try:
+        for _ in range(2):
+            L = cholesky(Y.T @ Y, lower=True, check_finite=False)
+            if np.diag(L).min() < WELL_CONDITIONED:
+                break
+            Y = solve_triangular(L, Y.T, lower=True, check_finite=False).T
+        else:
+            return Y
+    except LinAlgError:
+        pass
+    return np.asarray(qr(Y, mode="economic", check_finite=False)[0])
+
+
+def _certified_top(s: np.ndarray, P: np.ndarray, XX: np.ndarray, Q: np.ndarray, w: np.ndarray) -> float:
+    """Return an upper bound, at most about 10 % above the truth, of the largest eigenvalue of G on the complement of Q.
+
+    A few Lanczos steps propose a value t, one Cholesky factorization proves it. The complement is ``{(-F'z, z)}`` with
+    ``F = Q_2 Q_1^-1``, so t is an upper bound if and only if ``t (I + F F') - S`` is positive, where
+    ``S = X X' + (F D - P)(F D - P)' - P P'`` and ``D = diag(s)``: a b x b matrix in place of m x m.
+    """
+    from scipy.linalg import eigvalsh
+    from scipy.linalg.lapack import dpotrf, spotrf
+
+    dtype, q, b = XX.dtype, s.size, XX.shape[0]
+    try:
+        F = np.linalg.solve(Q[:q].T, Q[q:].T).T.astype(dtype)
+    except np.linalg.LinAlgError:
+        return float("inf")
+    FD = F * s.astype(dtype) - P
+    S = XX + FD @ FD.T - P @ P.T
+    N = F @ F.T
+    N[np.arange(b), np.arange(b)] += 1
+    # Rounding of S: that of its terms, which cancel.
+    slack = 4.0 * float(np.finfo(dtype).eps) * float(np.linalg.norm(np.diag(XX)) + np.linalg.norm(FD) ** 2)
+    t = _lanczos(S, N)
+    factor = spotrf if dtype == np.float32 else dpotrf
+    for grow in (1.03, 1.1, 1.3, 2.0, 4.0):
+        bound = grow * t + slack
+        if factor(bound * N - S, lower=1, overwrite_a=1, clean=0)[1] == 0:
+            return bound + slack
+    return float(eigvalsh(S.astype(np.float64), subset_by_index=(b - 1, b - 1), check_finite=False)[0]) + slack
+
+
+def _lanczos(S: np.ndarray, N: np.ndarray) -> float:
+    """Estimate, from below, the largest eigenvalue of S on vectors measured by ``N = I + F F'``, by the quotients of a few steps."""
+    x = np.sqrt(np.maximum(np.diag(S), 0)) + S[:, int(np.argmax(np.diag(S)))] / max(float(np.diag(S).max()), 1e-300)
+    basis, images = [], []
+    for _ in range(LANCZOS_STEPS):
+        for _ in range(2):
+            for v in basis:
+                x = x - (v @ x) * v
+        size = float(np.linalg.norm(x))
+        if not size > 0:
+            break
+        x = x / size
+        basis.append(x)
+        images.append(S @ x)
+        x = images[-1]
+    if not basis:
+        return 0.0
+    V = np.stack(basis)
+    from scipy.linalg import eigh
+
+    A, B = V @ np.stack(images).T, V @ (N @ V.T)
+    return float(eigh((A + A.T).astype(np.float64) / 2, (B + B.T).astype(np.float64) / 2, eigvals_only=True)[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +196,6 @@ def polish(D: np.ndarray, C: np.ndarray, /) -> Polish | None:
             L = cholesky(C / np.outer(size, size), lower=True, check_finite=False)
         except LinAlgError:
             return None
-        Z, S, Y = svd((D * size)[:, None] * L, lapack_driver="gesvd", check_finite=False)
+        Z, S, Y = svd((D * size)[:, None] * L, check_finite=False)
         K = solve_triangular(L, Y.T, trans=1, lower=True, check_finite=False).T / size
     return Polish(np.asarray(K), S, Z, bool(np.diag(L).min() < 0.5))

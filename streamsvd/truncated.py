@@ -13,17 +13,23 @@ from streamsvd.certificate import EPS64, Certificate, Ledger
 from streamsvd.factors import Factors, complete_rows
 from streamsvd.left import LeftLog
 from streamsvd.options import Options
-from streamsvd.stack import DenseRows, SparseRows
+from streamsvd.stack import DenseRows
 from streamsvd.stream import (
+    LARGEST,
+    LEAST,
+    MAX_EXPONENT,
     Block,
     Moments,
     Pending,
     Step,
     advance,
     check_merge,
-    merged_moments,
+    exponent_for,
+    join,
+    largest_entry,
     pad_columns,
     prototype,
+    rows_of,
     split,
 )
 from streamsvd.testsketch import TEST_ROWS, merge_signs, signs_of
@@ -186,6 +192,10 @@ class Truncated:
 
         return truncated_parts(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Through the parts: waiting rows alone, without their buffer, and nothing that must be written into.
+        return type(self).from_parts, self.parts()
+
     @classmethod
     def from_parts(cls, arrays: dict[str, Array], meta: dict[str, Any], /) -> Truncated:
         """Restore a state from ``parts``."""
@@ -222,33 +232,45 @@ def _empty(options: Options, like: Array | None) -> Core:
 def _fold(core: Core, block: Block, options: Options) -> Core:
     """Fold a block: age the past, centre the rows, keep the heaviest directions of the stack, account for the rest."""
     step = advance(core.moments, block, options)
-    exponent = _exponent(core, step)
-    fade = _fade(core, math.sqrt(step.past), exponent)
-    rows = _rows_of(core, block, step, exponent)
-    drawn = signs_of(options.seed, core.moments.rows, rows.count)
-    kept = truncate(core.vt, core.s * fade, rows, options, (core.test, fade, drawn))
+    exponent = core.exponent if core.ledger.total > 0 else exponent_for(largest_entry(block, step))
+    kept, fade = _folded_at(core, block, step, options, exponent)
+    size = max(kept.energy, float((core.s[:1] * fade) @ core.s[:1]) * fade)
+    if size > 0 and not LEAST < size < LARGEST:
+        exponent = max(exponent_for(largest_entry(block, step)), _exponent(core, step.past))
+        kept, fade = _folded_at(core, block, step, options, exponent)
     ledger = core.ledger.scaled(fade * fade) + _entry(kept, kept.energy, core)
-    left = None if core.left is None else core.left.push(kept.Q, core.s.size, step)
+    left = None if core.left is None else core.left.push(kept.Q, core.s.size, step, options.center)
     return Core(kept.vt, kept.s, kept.test, step.moments, ledger, exponent, left)
+
+
+def _folded_at(core: Core, block: Block, step: Step, options: Options, exponent: int) -> tuple[Kept, float]:
+    fade = _fade(core, math.sqrt(step.past), exponent)
+    rows = rows_of(block, step, exponent, options.center)
+    drawn = signs_of(options.seed, core.moments.rows, rows.count)
+    return truncate(core.vt, core.s * fade, rows, options, (core.test, fade, drawn)), fade
 
 
 def _merge(a: Core, b: Core, options: Options) -> Core:
     """Join two folded states: the rows of one, ``diag(s) V``, enter the fold of the other, with the row that joins the means."""
-    step, fade_a, fade_b = merged_moments(a.moments, b.moments, options)
-    exponent = max(_exponent(a, step), _exponent(b, step))
-    fades = _fade(a, math.sqrt(fade_a), exponent), _fade(b, math.sqrt(fade_b), exponent)
-    extra = (a.moments.delta - step.mean) * math.ldexp(step.correction, -exponent) if step.correction > 0 else None
-    zeros = a.moments.delta * 0.0
-    rows = DenseRows(b.vt, zeros, zeros, b.s * fades[1], extra, a.vt)
+    joint = join(a.moments, b.moments, options)
+    exponent = max(_exponent(a, joint.fade_a), _exponent(b, joint.fade_b))
+    if joint.row is not None:
+        exponent = max(exponent, exponent_for(float(namespace(a.vt).max(namespace(a.vt).abs(joint.row)))))
+    fades = _fade(a, math.sqrt(joint.fade_a), exponent), _fade(b, math.sqrt(joint.fade_b), exponent)
     turn = from_numpy(merge_signs(options.seed, a.moments.rows, b.moments.rows), like=a.vt, dtype=dtype_name(a.vt))
     sketch = a.test * fades[0] + b.test * turn[:, None] * fades[1]
-    kept = truncate(a.vt, a.s * fades[0], rows, options, (sketch, 1.0, None), double=True)
-    joined = 0.0 if extra is None else float(namespace(extra).sum(extra * extra))
-    if extra is not None:
+    rows, factor, joined = b.vt, b.s * fades[1], 0.0
+    if joint.row is not None:
+        xp = namespace(a.vt)
+        row = xp.astype(joint.row * math.ldexp(1.0, -exponent), a.vt.dtype)
+        rows, factor = xp.concat([rows, row[None, :]], axis=0), np.append(factor, 1.0)
+        joined = float(xp.sum(xp.astype(row, xp.float64) ** 2))
         slot, sign = signs_of(options.seed, a.moments.rows + b.moments.rows, 1, stream=1)
-        kept.test[int(slot[0]), :] += namespace(extra).astype(extra, a.vt.dtype) * float(sign[0])
+        sketch[int(slot[0]), :] += row * float(sign[0])
+    zeros = a.moments.delta * 0.0
+    kept = truncate(a.vt, a.s * fades[0], DenseRows(rows, zeros, zeros, factor, False), options, (sketch, 1.0, None), double=True)
     past = a.ledger.scaled(fades[0] ** 2) + b.ledger.scaled(fades[1] ** 2)
-    return Core(kept.vt, kept.s, kept.test, step.moments, past + _entry(kept, joined, a), exponent)
+    return Core(kept.vt, kept.s, kept.test, joint.moments, past + _entry(kept, joined, a), exponent)
 
 
 def _entry(kept: Kept, energy: float, core: Core) -> Ledger:
@@ -256,29 +278,13 @@ def _entry(kept: Kept, energy: float, core: Core) -> Ledger:
     return Ledger(energy, kept.discarded, kept.top, 4.0 * EPS64 * (kept.mass + kept.uncentered), eps * eps * kept.mass)
 
 
-def _exponent(core: Core, step: Step) -> int:
-    """Choose the power of two that brings the largest entry or singular value to about 1; it moves both ways."""
-    sizes = [math.frexp(step.largest)[1]] if step.largest > 0 else []
-    if core.s.size and core.s[0] > 0:
-        sizes.append(math.frexp(float(core.s[0]) * math.sqrt(step.past))[1] + core.exponent)
-    return max(-1000, min(1000, max(sizes))) if sizes else core.exponent
+def _exponent(core: Core, past: float) -> int:
+    return exponent_for(float(core.s[0]) * math.sqrt(past), core.exponent) if core.s.size else -MAX_EXPONENT
 
 
 def _fade(core: Core, root: float, exponent: int) -> float:
     """Return the factor that ages amplitudes and brings them to the new exponent (1 where there is nothing to age)."""
     return math.ldexp(root, core.exponent - exponent) if core.ledger.total > 0 else 1.0
-
-
-def _rows_of(core: Core, block: Block, step: Step, exponent: int) -> DenseRows | SparseRows:
-    factor = np.ldexp(np.sqrt(step.weights), -exponent)
-    extra = (core.moments.delta - step.mean) * math.ldexp(step.correction, -exponent) if step.correction > 0 else None
-    shift, rows = step.moments.shift, block.rows
-    if is_sparse(rows):
-        sparse = SparseRows(rows, to_numpy(shift) + to_numpy(step.mean), factor, extra, core.vt)
-        if not sparse.cancels():
-            return sparse
-        rows = rows.toarray()
-    return DenseRows(rows, shift, step.mean, factor, extra, core.vt)
 
 
 def _order(core: Core) -> tuple[float, ...]:

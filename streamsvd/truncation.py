@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, namespace, one_thread, to_numpy
-from streamsvd.stack import DenseRows, SparseRows, apply_left, rotate
-from streamsvd.subspace import Directions, leading, polish
+from streamsvd.stack import DenseRows, SparseRows, apply_left
+from streamsvd.subspace import leading, polish
 
 if TYPE_CHECKING:
     from streamsvd.options import Options
@@ -75,66 +75,49 @@ def truncate(
 
 
 def _wide(
-    vt: Array,
-    s: np.ndarray,
-    rows: DenseRows | SparseRows,
-    options: Options,
-    test: tuple[Array, float, Any],
-    double: bool,
+    vt: Array, s: np.ndarray, rows: DenseRows | SparseRows, options: Options, test: tuple[Array, float, Any], double: bool
 ) -> Kept:
     eps = float(np.finfo(dtype_name(vt)).eps)
     q, m = s.size, s.size + rows.count
-    found, energy = _directions(vt, s, rows, options, eps, double)
+    entered = rows.enter(vt, test, double=double)
+    energy = float(np.trace(entered.XX))
     mass = energy + float(s @ s)
-    if found.w.size == 0 or found.w[0] <= 0:
-        return Kept(
-            vt[:0, :], np.zeros(0), np.zeros((m, 0)), test[0] * test[1], 0.0, 0.0, energy, mass, rows.uncentered
-        )
+    if not 0 < mass < np.inf:
+        return Kept(vt[:0, :], np.zeros(0), np.zeros((m, 0)), entered.test, 0.0, 0.0, energy, mass, rows.uncentered)
+    found = leading(s, entered.P, entered.XX, options.kept, exact=options.shrink > 0, single=eps > 1e-8 and not double)
+    if eps > 1e-8 and not double and min(found.discarded, float(found.w[-1])) < RESOLVED * eps * energy:
+        # What the fold must resolve is near the rounding of float32 products.
+        entered = replace(rows.enter(vt, (test[0], test[1], None), double=True), test=entered.test)
+        found = leading(s, entered.P, entered.XX, options.kept, exact=options.shrink > 0)
     least = math.sqrt(m) * eps * math.sqrt(found.w[0])
     D = np.maximum(np.sqrt(found.w), least)
     coefficients = found.Q.T / D[:, None]
-    turned = rotate(rows, vt, coefficients[:, :q] * s, coefficients[:, q:], test)
-    vt, s, Z, dropped = _orthonormal(turned.B, turned.C, D, found.w, least)
+    B, C = rows.rotate(vt, coefficients[:, :q] * s, coefficients[:, q:], energy)
+    vt, s, Z, dropped = _orthonormal(B, C, D, found.w, least)
     discarded, top = found.discarded + float(dropped.sum()), found.top + float(dropped.max(initial=0.0))
-    return Kept(vt, s, found.Q @ Z, turned.test, discarded, top, energy, mass, rows.uncentered)
+    return Kept(vt, s, found.Q @ Z, entered.test, discarded, top, energy, mass, rows.uncentered)
 
 
 def _tall(vt: Array, s: np.ndarray, rows: DenseRows | SparseRows, kept: int, test: tuple[Array, float, Any]) -> Kept:
     """Factor a stack of more rows than columns by Householder QR in float64: no Gram matrix, so no squared condition number."""
     from scipy.linalg import qr, svd
 
-    sketch, fade, drawn = test
-    X = rows.panel(0, vt.shape[1])
-    M = np.concatenate([s[:, None] * to_numpy(vt), to_numpy(X).astype(np.float64)])
-    new = M[s.size :]
+    fresh = rows.enter(vt[:0, :], test).test
+    new = rows.dense()
+    M = np.concatenate([s[:, None] * to_numpy(vt), new])
     energy = float(np.vdot(new, new))
     mass = energy + float(s @ s)
-    fresh = sketch * fade if drawn is None else sketch * fade + rows.test_rows(*drawn, X)
+    if not 0 < mass < np.inf:
+        return Kept(vt[:0, :], np.zeros(0), np.zeros((M.shape[0], 0)), fresh, 0.0, 0.0, energy, mass, rows.uncentered)
     with one_thread():
         basis, R = qr(M, mode="economic", overwrite_a=True, check_finite=False)
-        U, S, Vt = svd(R, lapack_driver="gesvd", check_finite=False)
+        U, S, Vt = svd(R, check_finite=False)
     eps = float(np.finfo(dtype_name(vt)).eps)
     p = min(kept, int(np.count_nonzero(math.sqrt(M.shape[0]) * eps * S[0] < S)))
     rest = S[p:] ** 2
     B = from_numpy(np.ascontiguousarray(Vt[:p]), like=vt, dtype=dtype_name(vt))
     Q = np.asarray(basis) @ U[:, :p]
-    return Kept(
-        B, S[:p].copy(), Q, fresh, float(rest.sum()), float(rest.max(initial=0.0)), energy, mass, rows.uncentered
-    )
-
-
-def _directions(
-    vt: Array, s: np.ndarray, rows: DenseRows | SparseRows, options: Options, eps: float, double: bool
-) -> tuple[Directions, float]:
-    """Choose the directions. Products of float32 rows are float32 unless what they must resolve is near their rounding."""
-    exact = options.shrink > 0
-    P, XX = rows.gram(vt, double=double)
-    energy = float(np.trace(XX))
-    found = leading(s, P, XX, options.kept, exact=exact)
-    resolved = RESOLVED * eps * energy
-    if eps > 1e-8 and not double and (found.discarded < resolved or found.w[-1] < resolved):
-        found = leading(s, *rows.gram(vt, double=True), options.kept, exact=exact)
-    return found, energy
+    return Kept(B, S[:p].copy(), Q, fresh, float(rest.sum()), float(rest.max(initial=0.0)), energy, mass, rows.uncentered)
 
 
 def _orthonormal(
@@ -175,7 +158,7 @@ def _householder(B: Array, D: np.ndarray) -> tuple[Array, np.ndarray, np.ndarray
     from scipy.linalg import qr, svd
 
     basis, R = qr(to_numpy(B).astype(np.float64).T, mode="economic", check_finite=False)
-    Z, s, Y = svd(D[:, None] * np.asarray(R).T, lapack_driver="gesvd", check_finite=False)
+    Z, s, Y = svd(D[:, None] * np.asarray(R).T, check_finite=False)
     vt = np.ascontiguousarray(Y @ np.asarray(basis).T)
     return from_numpy(vt, like=B, dtype=dtype_name(B)), s, Z
 

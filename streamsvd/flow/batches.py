@@ -24,7 +24,7 @@ class Piece(NamedTuple):
 
     x: Array  # (b, d), or CSR
     names: tuple[str, ...]  # of the columns; empty for arrays
-    weights: np.ndarray | None  # (b,)
+    beside: dict[str, np.ndarray]  # "weights" and "timestamps", each (b,), where columns were named for them
     where: str  # for messages: "events/a.parquet, rows 0 to 4095"
 
 
@@ -106,7 +106,7 @@ def matrix(
     columns, _ = _checked(select, nulls, None)
     reader = as_reader(batch)
     parts = [part for part in reader if part.num_rows] or [pa.RecordBatch.from_pylist([], schema=reader.schema)]
-    layout = plan(parts[0], columns, None)
+    layout = plan(parts[0], columns, {})
     converted = [convert(part, layout, nulls)[0] for part in parts]
     return (converted[0] if len(converted) == 1 else np.concatenate(converted)), layout.names
 
@@ -119,19 +119,17 @@ def pieces(
     rows: int | None = None,
     nulls: str = "error",
     weights: str | None = None,
+    timestamps: str | None = None,
 ) -> Iterator[Piece]:
-    """Read any source as `batches` does, with names, row weights (from the column ``weights``) and the place of each batch."""
+    """Read any source as `batches` does, with the names of columns, the place of each batch, and the columns named beside them."""
     columns, rows = _checked(select, nulls, rows)
-    if weights is not None and not isinstance(weights, str):
-        msg = (
-            f"weights of type {type(weights).__name__} arrived, and the name of a column was expected; "
-            "for an array of weights call sketch.update(X, weights=w)"
-        )
-        raise TypeError(msg)
-    wanted = columns
-    if columns is not None and weights is not None and weights not in columns:
-        wanted = [*columns, weights]
-    return _pieces(read(source, columns=wanted, rows=rows), columns, nulls, weights)
+    beside = {role: name for role, name in (("weights", weights), ("timestamps", timestamps)) if name is not None}
+    for role, name in beside.items():
+        if not isinstance(name, str):
+            msg = f"{role} of type {type(name).__name__} arrived; expected the name of a column (sketch.update(X, {role}=...) takes arrays)"
+            raise TypeError(msg)
+    wanted = None if columns is None else list(dict.fromkeys([*columns, *beside.values()]))
+    return _pieces(read(source, columns=wanted, rows=rows), columns, nulls, beside)
 
 
 @contextmanager
@@ -167,7 +165,7 @@ def _checked(
 
 
 def _pieces(
-    blocks: Iterator[Block], select: tuple[str, ...] | None, nulls: str, weights: str | None
+    blocks: Iterator[Block], select: tuple[str, ...] | None, nulls: str, beside: dict[str, str]
 ) -> Iterator[Piece]:
     layout, seen, lost = None, 0, 0
     for block in blocks:
@@ -177,29 +175,26 @@ def _pieces(
         where = f"{block.file}{', ' if block.file else ''}rows {first} to {first + n - 1}"
         seen += n
         if not tabular:
-            _no_names(where, select, weights)
-            yield Piece(data, (), None, where)
+            _no_names(where, select, beside)
+            yield Piece(data, (), {}, where)
             continue
         with located(block.file):
             if layout is None:
-                fresh = plan(data, select, weights)
+                fresh = plan(data, select, beside)
             else:
                 fresh = layout if data.schema.equals(layout.schema) else replan(layout, data, select)
         with located(where):
-            x, w = convert(data, fresh, nulls)
+            x, vectors = convert(data, fresh, nulls)
         lost += n - x.shape[0]
         if x.shape[0]:  # a batch that loses all its rows teaches nothing about widths
             layout = fresh
-            yield Piece(x, layout.names, w, where)
+            yield Piece(x, layout.names, vectors, where)
     if lost:
         logger.info("%d of %d rows were left out because of nulls", lost, seen)
 
 
-def _no_names(where: str, select: Any, weights: Any) -> None:
-    option = "select" if select is not None else "weights"
-    if select is not None or weights is not None:
-        msg = (
-            f"{where}: {option}= names columns, and an array has no names; "
-            f"pass a table (pyarrow.table, polars.DataFrame), or leave {option} out"
-        )
+def _no_names(where: str, select: Any, beside: dict[str, str]) -> None:
+    if select is not None or beside:
+        option = "select" if select is not None else next(iter(beside))
+        msg = f"{where}: {option}= names a column, and an array has no names; pass a table (pyarrow, polars), or leave {option} out"
         raise TypeError(msg)

@@ -25,11 +25,11 @@ class Layout(NamedTuple):
     widths: tuple[int | None, ...]  # how many numbers a row of each column holds; None where a row is one number
     kind: pa.DataType | None  # what all numbers are cast to; None where the lists are of one type already
     direct: bool  # whether Arrow itself makes this matrix in one call
-    weights: str | None
+    beside: dict[str, str]  # columns that are no part of the matrix, by what they are for: "weights", "timestamps"
     names: tuple[str, ...]  # one for each column of the matrix
 
 
-def plan(batch: pa.RecordBatch, select: Sequence[str] | None, weights: str | None) -> Layout:
+def plan(batch: pa.RecordBatch, select: Sequence[str] | None, beside: dict[str, str], /) -> Layout:
     """Decide how batches like this one become matrices.
 
     Raises
@@ -40,37 +40,38 @@ def plan(batch: pa.RecordBatch, select: Sequence[str] | None, weights: str | Non
         A column does not exist, or not once.
     """
     schema = batch.schema
-    existing(schema.names, None if weights is None else [weights])
-    beside = {weights, *_index_columns(schema)}
+    existing(schema.names, list(beside.values()))
+    other = {*beside.values(), *_index_columns(schema)}
     chosen = (
-        existing(schema.names, [name for name in schema.names if name not in beside] if select is None else select)
-        or []
+        existing(schema.names, [name for name in schema.names if name not in other] if select is None else select) or []
     )
     types = dict(zip(schema.names, schema.types, strict=True))
     kinds = {name: _number_kind(types[name]) for name in chosen}
     _all_numbers(types, kinds, chosen_by_user=select is not None)
-    if weights is not None and (is_list(types[weights]) or _number_kind(types[weights]) is None):
-        msg = f"the column of weights {weights!r} is {types[weights]}; expected one number a row"
-        raise TypeError(msg)
+    for role, name in beside.items():
+        _one_a_row(role, name, types[name])
     widths = [list_width(batch.column(name)) if is_list(types[name]) else None for name in chosen]
     kind = _common(set(kinds.values()), lists_only=None not in widths)
     direct = kind is not None and _arrow_kind(batch.slice(0, 0).select(chosen)) == kind
     names: list[str] = []
     for name, width in zip(chosen, widths, strict=True):
         names += [name] if width is None else [f"{name}[{i}]" for i in range(width)]
-    return Layout(schema, tuple(chosen), tuple(widths), kind, direct, weights, tuple(names))
+    if select is not None and not set(select) <= set(chosen) and names != list(select):
+        msg = f"select takes lists whole and in order, which gives {listed(names)}; got {listed(select)}: name the column itself"
+        raise ValueError(msg)
+    return Layout(schema, tuple(chosen), tuple(widths), kind, direct, beside, tuple(names))
 
 
-def replan(old: Layout, batch: pa.RecordBatch, select: Sequence[str] | None) -> Layout:
+def replan(old: Layout, batch: pa.RecordBatch, select: Sequence[str] | None, /) -> Layout:
     """Decide anew for another schema, which must hold the same columns (in any order) with as many numbers in each."""
-    new = plan(batch, select, old.weights)
+    new = plan(batch, select, old.beside)
     before, now = set(old.columns), set(new.columns)
     if before != now:
         lacks = [f"lack {listed(name for name in old.columns if name not in now)}"] if before - now else []
         adds = [f"have {listed(name for name in new.columns if name not in before)} besides"] if now - before else []
         msg = f"the columns {' and '.join(lacks + adds)}, compared with the first batch; write select=[...] to take the same everywhere"
         raise ValueError(msg)
-    new = plan(batch, old.columns, old.weights)
+    new = plan(batch, old.columns, old.beside)
     for name, width, here in zip(old.columns, old.widths, new.widths, strict=True):
         if width != here:
             msg = f"column {name!r} holds {here or 1} numbers a row here and held {width or 1} in the first batch; the width must stay"
@@ -135,6 +136,15 @@ def _all_numbers(types: dict[str, pa.DataType], kinds: dict[str, Any], *, chosen
         cure = f"; write select=[{listed(good)}] to take the others" if good else "; cast a column to numbers first"
     msg = f"columns are {what}{cure}" if bad else what + cure
     raise TypeError(msg)
+
+
+def _one_a_row(role: str, name: str, kind: pa.DataType) -> None:
+    import pyarrow as pa
+
+    is_time = role == "timestamps" and (pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+    if not is_time and (is_list(kind) or _number_kind(kind) is None):
+        msg = f"{role}={name!r} is a column of type {kind}; expected one number{' or time' * (role == 'timestamps')} a row"
+        raise TypeError(msg)
 
 
 def _common(kinds: set[Any], *, lists_only: bool) -> pa.DataType | None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def convert(batch: pa.RecordBatch, layout: Layout, nulls: str, /) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the matrix (b, d) and the weights (b,) of a batch; ``nulls="drop"`` leaves rows out.
+def convert(batch: pa.RecordBatch, layout: Layout, nulls: str, /) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the matrix (b, d) of a batch and what stands beside it, each (b,); ``nulls="drop"`` leaves rows out.
 
     Raises
     ------
@@ -27,29 +27,35 @@ def convert(batch: pa.RecordBatch, layout: Layout, nulls: str, /) -> tuple[np.nd
     """
     import pyarrow as pa
 
-    weights = None if layout.weights is None else batch.column(layout.weights)
-    if layout.direct and (weights is None or not weights.null_count):
+    beside = {name: batch.column(name) for name in layout.beside.values()}
+    if layout.direct and not any(column.null_count for column in beside.values()):
         whole = batch if layout.columns == tuple(layout.schema.names) else batch.select(layout.columns)
         try:  # to look for nulls in each of 1000 columns costs more than to copy them, and Arrow looks anyway
-            return whole.to_tensor(row_major=False).to_numpy(), _floats(weights)
-        except pa.ArrowInvalid:
+            return whole.to_tensor(row_major=False).to_numpy(), _vectors(beside, layout)
+        except pa.ArrowException:
             pass
-    columns = [
-        _fixed(batch.column(name), width, name) for name, width in zip(layout.columns, layout.widths, strict=True)
-    ]
-    everything = list(zip(layout.columns, columns, strict=True)) + (
-        [] if weights is None else [(layout.weights, weights)]
-    )
-    with_nulls = {name: _null_rows(column) for name, column in everything if _has_nulls(column)}
+    widths = dict(zip(layout.columns, layout.widths, strict=True))
+    columns = {name: _fixed(batch.column(name), width, name) for name, width in widths.items()}
+    with_nulls = {name: _null_rows(column) for name, column in (columns | beside).items() if _has_nulls(column)}
     if with_nulls and nulls == "error":
         counts = ", ".join(f"column {name!r} has {int(bad.sum())}" for name, bad in with_nulls.items())
         msg = f'nulls in {batch.num_rows} rows: {counts}; write nulls="drop" to leave such rows out, or fill them first'
         raise ValueError(msg)
     if with_nulls:
         keep = pa.array(~np.logical_or.reduce(list(with_nulls.values())))
-        columns = [column.filter(keep) for column in columns]
-        weights = None if weights is None else weights.filter(keep)
-    return _matrix(columns, layout), _floats(weights)
+        columns = {name: column.filter(keep) for name, column in columns.items()}
+        beside = {name: column.filter(keep) for name, column in beside.items()}
+    return _matrix(list(columns.values()), layout), _vectors(beside, layout)
+
+
+def _vectors(beside: dict[str, Any], layout: Layout) -> dict[str, np.ndarray]:
+    import pyarrow as pa
+
+    def vector(column: Any) -> np.ndarray:
+        is_time = pa.types.is_temporal(column.type)
+        return column.cast(pa.timestamp("us") if is_time else pa.float64(), safe=False).to_numpy()
+
+    return {role: vector(beside[name]) for role, name in layout.beside.items()}
 
 
 def _matrix(columns: list[Any], layout: Layout) -> np.ndarray:
@@ -67,10 +73,6 @@ def _matrix(columns: list[Any], layout: Layout) -> np.ndarray:
         return blocks[0]
     dtype = None if layout.kind is None else layout.kind.to_pandas_dtype()
     return np.concatenate(blocks, axis=1, dtype=dtype)
-
-
-def _floats(column: Any) -> np.ndarray | None:
-    return None if column is None else column.cast("float64", safe=False).to_numpy()
 
 
 def _fixed(column: Any, width: int | None, name: str) -> Any:
@@ -98,7 +100,7 @@ def _has_nulls(column: Any) -> bool:
 def _null_rows(column: Any) -> np.ndarray:
     """Tell for each row whether it or a number in it is null."""
     bad = column.is_null().to_numpy(zero_copy_only=False).copy()
-    if is_list(column.type):
+    if is_list(column.type) and not bad.all():
         rest = column.drop_null()
         bad[~bad] = _null_rows(_inner(rest)).reshape(len(rest), -1).any(axis=1)
     return bad

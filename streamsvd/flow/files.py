@@ -91,7 +91,7 @@ def naming(path: Path, /) -> Iterator[None]:
     """Put the name of the file into what goes wrong while it is read."""
     try:
         yield
-    except (OSError, ValueError, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError) as error:
         kind = type(error) if isinstance(error, OSError) else ValueError
         msg = f"{str(path)!r} cannot be read: it is damaged, or not what its suffix says ({error})"
         raise kind(msg) from error

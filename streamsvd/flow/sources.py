@@ -125,19 +125,24 @@ def as_reader(table: Any, /) -> pa.RecordBatchReader:
 
 
 def existing(there: Sequence[str], wanted: Sequence[str] | None, where: str = "") -> list[str] | None:
-    """Return the wanted columns, or raise where one does not exist or its name does not say which one is meant."""
+    """Return the wanted columns, or raise where one does not exist or its name does not say which one is meant.
+
+    ``e[0]``, ``e[1]``, ..., which is how the numbers of a list column ``e`` are called, mean that column.
+    """
     if wanted is None:
         return None
     count = Counter(there)
-    missing = [name for name in wanted if not count[name]]
+    owners = {name: name.rpartition("[")[0] for name in wanted if not count[name] and name.endswith("]")}
+    found = list(dict.fromkeys(owners[name] if count[owners.get(name, "")] else name for name in wanted))
+    missing = [name for name in found if not count[name]]
     if missing:
         msg = f"{where}there is no column {listed(missing)}; the columns are {listed(there)}"
         raise ValueError(msg)
-    twice = [name for name in wanted if count[name] > 1]
+    twice = [name for name in found if count[name] > 1]
     if twice:
         msg = f"{where}there are several columns called {listed(twice)}; rename all but one of them"
         raise ValueError(msg)
-    return list(wanted)
+    return found
 
 
 def listed(names: Iterable[Any], /) -> str:
@@ -220,7 +225,7 @@ def _array(array: Any, rows: int | None) -> Iterator[Block]:
         array = array.tocsr()
     n = array.shape[0]
     for start in range(0, n, step):
-        yield Block(array if step >= n else array[start : start + step, :])
+        yield Block(array if step >= n else array[start : min(start + step, n), :])
 
 
 def _step(array: Any, rows: int | None, where: str = "") -> int:

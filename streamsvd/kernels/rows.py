@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from streamsvd.arrays import Array, device_of, namespace
+from streamsvd.arrays import Array, device_of, namespace, to_numpy
 
 SMALL = 16384
 
@@ -107,27 +107,42 @@ def fill_panel(out: Array, rows: Array, start: int, shift: Array, mean: Array, f
     return out
 
 
-def scatter_signs(panel: Array, slots: np.ndarray, signs: np.ndarray, count: int, /) -> Array:
-    """Return ``S @ panel`` for a sparse sign matrix S (count, b) with the one entry ``signs[i]`` at ``slots[i]`` of column i."""
-    if isinstance(panel, np.ndarray):
+def enter_panel(
+    out: Array, rows: Array, start: int, shift: Array, mean: Array, factor: Array, test: tuple[Array, Any], /
+) -> np.ndarray:
+    """Fill a panel as ``fill_panel`` does, and in the same pass return the energy of each row and add the rows to a test sketch.
+
+    Parameters
+    ----------
+    out, rows, start, shift, mean, factor
+        As in ``fill_panel``.
+    test : (sketch, (slots, signs) or None)
+        To row ``slots[i]`` of the sketch (t, d), the panel's columns of row i are added with its sign, in place.
+
+    Returns
+    -------
+    energies : array (b,), float64, on the host
+    """
+    sketch, drawn = test
+    stop = start + out.shape[1]
+    if isinstance(rows, np.ndarray):
         from streamsvd.kernels import rows_numba
 
-        out = np.zeros((count, panel.shape[1]), dtype=panel.dtype)
-        rows_numba.scatter_signs(out, panel, slots, signs)
-        return out
-    xp: Any = namespace(panel)
-    S = np.zeros((count, panel.shape[0]))
-    S[slots, np.arange(panel.shape[0])] = signs
-    return xp.asarray(S, dtype=panel.dtype, device=device_of(panel)) @ panel
+        energies = np.zeros(out.shape[0])
+        slots, signs = drawn if drawn is not None else (np.full(out.shape[0], -1), energies)
+        rows_numba.enter_panel(out, rows, start, shift, mean, factor, energies, sketch, slots, signs)
+        return energies
+    fill_panel(out, rows, start, shift, mean, factor)
+    xp = namespace(rows)
+    if drawn is not None:
+        S = np.zeros((sketch.shape[0], out.shape[0]))
+        S[drawn[0], np.arange(out.shape[0])] = drawn[1]
+        sketch[:, start:stop] += xp.asarray(S, dtype=out.dtype, device=device_of(out)) @ out
+    return to_numpy(xp.sum(xp.astype(out, xp.float64) ** 2, axis=1))
 
 
-def row_energies(panel: Array, /) -> Array:
-    """Return the squared norm of each row of a row-major panel (b, c), summed in float64: array (b,)."""
-    if isinstance(panel, np.ndarray):
-        from streamsvd.kernels import rows_numba
-
-        out = np.empty(panel.shape[0])
-        rows_numba.row_energies(out, panel)
-        return out
-    xp = namespace(panel)
-    return xp.sum(xp.astype(panel, xp.float64) ** 2, axis=1)
+def row_energies(rows: Array, /) -> Array:
+    """Return the squared norm of each row of a float64 array (b, d): array (b,)."""
+    if isinstance(rows, np.ndarray):
+        return np.einsum("ij,ij->i", rows, rows)
+    return namespace(rows).sum(rows * rows, axis=1)

@@ -64,19 +64,35 @@ def fill_panel(out, rows, start, shift, mean, factor):  # noqa: D103
             target[j] = ((row[j] - first[j]) - second[j]) * f
 
 
-@numba.njit([types.void(_out[t], _rows(t), _vector(types.int64), _vector(_f8)) for t in (_f4, _f8)], **_jit)
-def scatter_signs(out, panel, slots, signs):  # noqa: D103
-    for i in range(panel.shape[0]):
-        t, sign = slots[i], panel.dtype.type(signs[i])
-        for j in range(panel.shape[1]):
-            out[t, j] += sign * panel[i, j]
+# Apart from its caller, so that only this sum may be reassociated: (x - shift) - mean must stay two steps.
+@numba.njit(fastmath={"reassoc", "contract"}, **_jit)
+def _energy(row):
+    energy = 0.0
+    for j in range(row.size):
+        energy += float(row[j]) * float(row[j])
+    return energy
 
 
-@numba.njit([types.void(_sums, _rows(t)) for t in (_f4, _f8)], fastmath={"reassoc", "contract"}, **_jit)
-def row_energies(out, panel):  # noqa: D103
-    for i in range(panel.shape[0]):
-        row, energy = panel[i], 0.0
-        for j in range(row.size):
-            x = float(row[j])
-            energy += x * x
-        out[i] = energy
+@numba.njit(
+    [
+        types.void(
+            _out[t], _rows(t), types.int64, _vector(_f8), _vector(_f8), _vector(_f8), _sums, _out[t], _vector(types.int64), _vector(_f8)
+        )
+        for t in (_f4, _f8)
+    ],
+    **_jit,
+)
+def enter_panel(out, rows, start, shift, mean, factor, energies, sketch, slots, signs):
+    b, c = out.shape
+    for j0 in range(0, c, 512):
+        j1 = min(j0 + 512, c)
+        first, second = shift[start + j0 : start + j1], mean[start + j0 : start + j1]
+        for i in range(b):
+            f, row, target = factor[i], rows[i, start + j0 : start + j1], out[i, j0:j1]
+            for j in range(row.size):
+                target[j] = ((row[j] - first[j]) - second[j]) * f
+            energies[i] += _energy(target)
+            if slots[i] >= 0:
+                sum_, sign = sketch[slots[i], start + j0 : start + j1], sketch.dtype.type(signs[i])
+                for j in range(row.size):
+                    sum_[j] += sign * target[j]

@@ -88,7 +88,9 @@ def from_numpy(x: np.ndarray, /, *, like: Array, dtype: str | None = None) -> Ar
     xp = namespace(like)
     target = float_dtype(xp, dtype) if dtype is not None else None
     x = np.ascontiguousarray(x)
-    if min(x.strides, default=0) < 0:  # one row or none counts as contiguous whatever its strides, and torch takes no negative ones
+    if (
+        min(x.strides, default=0) < 0
+    ):  # one row or none counts as contiguous whatever its strides, and torch takes no negative ones
         x = x.copy()
     return xp.asarray(x, dtype=target, device=device_of(like))
 

@@ -56,7 +56,7 @@ def as_batch(X: Any, /, *, columns: int | None = None, names: Sequence[str] = ()
         batch = _widen(_array(X))
     _check_shape(batch, columns)
     if finite:
-        _check_finite(batch)
+        check_finite(batch)
     return batch
 
 
@@ -138,7 +138,8 @@ def _check_shape(X: Array, columns: int | None) -> None:
         raise ValueError(msg)
 
 
-def _check_finite(X: Array) -> None:
+def check_finite(X: Array, /) -> None:
+    """Refuse NaN and infinity; the message counts the rows and names the first."""
     data = X.data if is_sparse(X) else X
     if data.shape[0] == 0 or all_finite(data.reshape(1, -1) if is_sparse(X) else data):
         return

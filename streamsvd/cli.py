@@ -37,9 +37,9 @@ app = App(
 )
 
 
-@app.command
+@app.command(sort_key=1)
 def demo(*, out: str = "out", json: Json = False) -> int:
-    """Stream a photograph's patches, exactly and truncated, and hold the certificate to the truth.
+    """Run on a bundled photograph, with the truth beside.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ def demo(*, out: str = "out", json: Json = False) -> int:
     )
 
 
-@app.command
+@app.command(sort_key=2)
 def fit(
     data: list[str], /, *, settings: Settings, out: str | None = None, state: Flag = False, json: Json = False
 ) -> int:
-    """Fold files into factors with a certified error.
+    """Fold files of rows into a model with a certified error.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def fit(
     if state and out is None:
         msg = "--state says what --out writes, and --out is missing; add --out model.svd"
         raise UsageError(msg)
-    target = checked_target(out, data)
+    target = None if out is None else checked_target(out, data)
     reading = settings.reading(found_columns(data, settings.select, (settings.weights, settings.timestamps)))
     with Rejected() as rejected:
         stream = pieces(data, **reading)
@@ -103,7 +103,7 @@ def fit(
     return _finish(model, target, json, {**measured, "dropped": rejected.rows}) or rejected.code()
 
 
-@app.command
+@app.command(sort_key=3)
 def transform(
     model: str,
     data: list[str],
@@ -159,9 +159,9 @@ def transform(
     return rejected.code()
 
 
-@app.command
+@app.command(sort_key=4)
 def merge(states: list[str], /, *, out: str, json: Json = False) -> int:
-    """Merge states of several streams into one, as if one stream had brought all rows.
+    """Merge the states of several streams into one.
 
     Parameters
     ----------
@@ -190,9 +190,9 @@ def merge(states: list[str], /, *, out: str, json: Json = False) -> int:
     return _finish(whole, target, json)
 
 
-@app.command
+@app.command(sort_key=5)
 def inspect(model: str, /, *, json: Json = False) -> int:
-    """Show what a model or state file holds: spectrum, certificate, plan.
+    """Show a model: spectrum, certificate, plan.
 
     Parameters
     ----------

@@ -100,11 +100,12 @@ def picture(path: Path, factors: Factors, values: dict[str, Any], /) -> None:
     """Draw the photograph and what 8 numbers a patch keep of it, the components as tiles, and the spectrum with its certificate."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     style = {"color": INK, "fontsize": 11, "loc": "left"}
-    figure = Figure(figsize=(12, 8.4), dpi=130, facecolor="white", layout="constrained")
+    spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(12, 8.4), dpi=130, facecolor="white", layout=spacing)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.02)
     grid = figure.add_gridspec(2, 2)
     image = photograph()
     for place, shown, title in (

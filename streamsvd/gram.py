@@ -14,7 +14,6 @@ from streamsvd.arrays import (
     device_of,
     dtype_name,
     from_numpy,
-    is_sparse,
     namespace,
     signs,
     small_eigh,
@@ -35,12 +34,11 @@ from streamsvd.stream import (
     advance,
     check_merge,
     exponent_for,
+    ingest,
     join,
     largest_entry,
     pad_columns,
-    prototype,
     rows_of,
-    split,
 )
 
 if TYPE_CHECKING:
@@ -120,19 +118,17 @@ class Gram:
         -----
         Cost: ``d^2 / 2`` float64 multiply-adds a row.
         """
-        last = self.pending.last_time(self.core.moments.time if self.core is not None else -math.inf)
-        batch, w, t = self.options.accept(X, self.like, weights, timestamps, last)
-        if batch.shape[0] == 0:
-            return self
-        like = prototype(batch) if self.like is None else self.like
-        blocks, pending = split(self.pending, batch, w, t, block_rows(self.columns))
-        core, owned = self.core, False
-        for block in blocks:
-            core, owned = (
-                _fold(core if core is not None else _empty(self.options, like), block, self.options, owned),
-                True,
-            )
-        return Gram(self.options, core, pending, like, self.plan)
+        owned = False
+
+        def fold(core: GramCore | None, block: Block, like: Array) -> GramCore:
+            # The first fold of an update copies the scatter, which an older state holds; the others write into that copy.
+            nonlocal owned
+            core, first = core if core is not None else _empty(self.options, like), not owned
+            owned = True
+            return _fold(core, block, self.options, not first)
+
+        new = ingest(self, X, weights, timestamps, block_rows(self.columns), fold)
+        return self if new is None else Gram(self.options, *new, self.plan)
 
     def merge(self, other: Gram, /) -> Gram:
         """Return the state of both streams together. Neither is aged; timestamps age both to the later time.
@@ -270,7 +266,11 @@ def _entered(block: Block, step: Step, exponent: int, centered: bool) -> tuple[A
     if isinstance(rows, SparseRows):
         return rows, rows.energy
     xp = namespace(rows.rows)
-    R = np.empty(rows.rows.shape) if xp is np else xp.empty(rows.rows.shape, dtype=xp.float64, device=device_of(rows.rows))
+    R = (
+        np.empty(rows.rows.shape)
+        if xp is np
+        else xp.empty(rows.rows.shape, dtype=xp.float64, device=device_of(rows.rows))
+    )
     fill_panel(R, rows.rows, 0, rows.shift, rows.mean, from_numpy(rows.factor, like=rows.shift))
     return R, float(xp.sum(row_energies(R)))
 

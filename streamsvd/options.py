@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from streamsvd.arrays import Array, dtype_name, from_numpy, is_sparse, namespace, to_numpy
-from streamsvd.batch import as_batch
+from streamsvd.batch import as_batch, check_finite
+from streamsvd.kernels.rows import SMALL
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +49,11 @@ class Options:
     ) -> tuple[Array, np.ndarray, np.ndarray]:
         """Return the checked batch in the dtype and namespace of ``like``, its weights and its times; rows of weight 0 are left out.
 
-        Nothing of the state is touched before every check has passed.
+        Large NumPy batches are checked for NaN and infinity where they are read anyway: when they are copied, or by their energy.
         """
-        batch = as_batch(X, columns=self.columns)
+        batch = as_batch(X, columns=self.columns, finite=False)
+        if not isinstance(batch, np.ndarray) or batch.size <= SMALL or self.scale is not None or weights is not None:
+            check_finite(batch)
         b = batch.shape[0]
         w = np.ones(b) if weights is None else _checked_weights(weights, b)
         t = np.zeros(b) if self.half_life is None and timestamps is None else self._checked_times(timestamps, b, last)

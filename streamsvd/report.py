@@ -73,9 +73,13 @@ def components_table(values: dict[str, Any], /, *, shown: int = SHOWN) -> Table:
     total = 0.0
     for part in values["components"][:shown]:
         total += part["ratio"]
-        lower, upper = part.get("lower"), part.get("upper")
-        interval = "" if lower is None else f"{number(lower)} .. {number(upper)}"
-        cells = number(part["s"]), interval, number(part["variance"]), percent(part["ratio"]), percent(total)
+        cells = (
+            number(part["s"]),
+            interval(part.get("lower"), part.get("upper")),
+            number(part["variance"]),
+            percent(part["ratio"]),
+            percent(total),
+        )
         table.add_row(str(part["component"]), *cells, bar(part["ratio"], 16))
     return table
 
@@ -159,6 +163,14 @@ def number(value: float | None, /) -> str:
     return "?" if value is None else f"{value:.6g}"
 
 
+def interval(lower: float | None, upper: float | None, /) -> str:
+    """Return an interval, or how exact it is where six digits would not show that."""
+    if lower is None or upper is None:
+        return ""
+    width = (upper - lower) / upper if upper > 0 else 0.0
+    return f"exact to {width:.0e}" if width < 1e-5 else f"{number(lower)} .. {number(upper)}"
+
+
 def percent(share: float | None, /) -> str:
     """Return a share as a percentage with as many digits as a small one needs."""
     if share is None:
@@ -174,7 +186,8 @@ def bar(share: float | None, width: int, /) -> str:
 
 def _of_factors(factors: Factors) -> dict[str, Any]:
     ratios = to_numpy(factors.explained_variance_ratio).astype(np.float64)
-    columns = {"s": factors.s, "variance": factors.explained_variance, "ratio": ratios}
+    with np.errstate(over="ignore"):  # a variance beyond float64 is reported as None
+        columns = {"s": factors.s, "variance": factors.explained_variance, "ratio": ratios}
     bound = factors.bound
     if bound is not None and bound.sigma is not None:
         columns |= {"lower": bound.sigma[0], "upper": bound.sigma[1]}

@@ -47,8 +47,18 @@ class Settings:
         """Return the empty state for rows of this width."""
         from streamsvd.planner import sketch
 
-        options = {name: value for name, value in asdict(self).items() if name not in READING}
-        return sketch(columns=columns, **options | {"half_life": _number_or_text(self.half_life)})
+        options: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in READING}
+        options["half_life"] = _number_or_text(self.half_life)
+        state = sketch(columns=columns, **options)
+        if state.options.half_life is not None and self.timestamps is None:
+            msg = (
+                f"half_life={self.half_life} ages rows by time, and no column of times is named; add --timestamps NAME"
+            )
+            raise ValueError(msg)
+        if state.options.half_life is None and self.timestamps is not None:
+            msg = f"timestamps={self.timestamps} arrived without a half-life in time; add --half-life 30s (or m, h, d), or leave it out"
+            raise ValueError(msg)
+        return state
 
     def reading(self, select: list[str] | None) -> dict[str, Any]:
         """Return the options of a pass over the data, with the columns that were found."""

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamsvd.arrays import Array, blas_threads, device_of, dtype_name, empty, from_numpy, is_numpy, namespace, to_numpy
+from streamsvd.arrays import (
+    Array,
+    blas_threads,
+    dtype_name,
+    empty,
+    from_numpy,
+    is_numpy,
+    namespace,
+    to_numpy,
+)
 from streamsvd.kernels.rows import enter_panel, fill_panel
 from streamsvd.testsketch import TEST_ROWS
 
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 PANEL_NUMBERS = 1 << 19
 CANCELLATION = 1e4
 SMALL_OFFSET = 0.25
+FEW_ROWS = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +43,7 @@ class Entered:
 
 @dataclass(frozen=True, eq=False)
 class DenseRows:
-    """Row-major rows (b, d), read as ``((rows - shift) - mean) * factor`` in their own dtype.
-
-    ``offset`` is None where shift and mean are zero.
-    """
+    """Row-major rows (b, d), read as ``((rows - shift) - mean) * factor`` in their own dtype; without centring, both are zero."""
 
     rows: Array
     shift: Array
@@ -73,16 +80,23 @@ class DenseRows:
         fresh = sketch * fade
         P, XX, energies = np.zeros((b, q)), np.zeros((b, b)), np.zeros(b)
         factor = from_numpy(self.factor, like=self.shift)
+        # BLAS is slow on few rows: a few old and new ones are multiplied together, and V V' is thrown away.
+        together = q if b + q <= FEW_ROWS else 0
+        work = None
         for start, stop in self.panels(b):
-            X = empty((b, stop - start), like=self.rows)
+            work = _panel(work, together + b, stop - start, self.rows)
+            X, V = work[together:, :], vt[:, start:stop]
             energies += enter_panel(X, self.rows, start, self.shift, self.mean, factor, (fresh, drawn))
-            V = vt[:, start:stop]
-            if double and dtype_name(X) == "float32":
-                X, V = xp.astype(X, xp.float64), xp.astype(V, xp.float64)
+            if together:
+                work[:q, :] = V
+            M = xp.astype(work, xp.float64) if double and dtype_name(vt) == "float32" else work
             with blas_threads(2.0 * b * (stop - start) * (b / 2 + q)):
-                XX += to_numpy(X @ X.T)
-                if q:
-                    P += to_numpy(X @ V.T)
+                G = to_numpy(M @ M.T)
+                XX += G[together:, together:]
+                if together:
+                    P += G[q:, :q]
+                elif q:
+                    P += to_numpy(M @ (xp.astype(V, M.dtype) if double else V).T)
         np.fill_diagonal(XX, energies)
         return Entered(P, XX, fresh)
 
@@ -106,11 +120,12 @@ class DenseRows:
         C_new = from_numpy(new * self.factor if raw else new, like=vt, dtype=dtype)
         taken = from_numpy((new @ self.factor) if raw else np.zeros(p), like=self.shift)
         B, C = empty((p, d), like=vt), np.zeros((p, p))
-        factor = from_numpy(self.factor, like=self.shift)
+        factor, work = from_numpy(self.factor, like=self.shift), None
         for start, stop in self.panels(p if raw else b):
             X = self.rows[:, start:stop]
             if not raw:
-                X = fill_panel(empty((b, stop - start), like=vt), self.rows, start, self.shift, self.mean, factor)
+                work = _panel(work, b, stop - start, vt)
+                X = fill_panel(work, self.rows, start, self.shift, self.mean, factor)
             with blas_threads(2.0 * p * (stop - start) * (b + old.shape[1])):
                 part = _product(C_new, X, B[:, start:stop])
                 if old.shape[1]:
@@ -161,7 +176,7 @@ class SparseRows:
         offset = float(self.mean @ self.mean)
         return offset > CANCELLATION * max(raw - offset, 0.0)
 
-    def enter(self, vt: Array, test: tuple[Array, float, Any], /, *, double: bool = True) -> Entered:  # noqa: ARG002
+    def enter(self, vt: Array, test: tuple[Array, float, Any], /, *, double: bool = True) -> Entered:
         """Return what the dense rows do, always from float64 products."""
         X, V, f = self.rows.astype(np.float64), vt.astype(np.float64), self.factor
         cross = X @ self.mean
@@ -179,7 +194,7 @@ class SparseRows:
         """Return all rows, centred, in float64 (for few columns)."""
         return (self.rows.toarray().astype(np.float64) - self.mean) * self.factor[:, None]
 
-    def rotate(self, vt: Array, old: np.ndarray, new: np.ndarray, energy: float, /) -> tuple[Array, np.ndarray]:  # noqa: ARG002
+    def rotate(self, vt: Array, old: np.ndarray, new: np.ndarray, energy: float, /) -> tuple[Array, np.ndarray]:
         """Return ``B = old V + new X`` (p, d) and its Gram matrix (p, p)."""
         B = self._mix(new, vt.dtype)
         if old.shape[1]:
@@ -189,7 +204,9 @@ class SparseRows:
     def _mix(self, coefficients: np.ndarray, dtype: Any) -> np.ndarray:
         """Return ``coefficients @ X`` (p, d) without forming X."""
         C = coefficients * self.factor
-        out = np.asarray(self.rows.T.astype(np.float64) @ np.ascontiguousarray(C.T)).T - np.outer(C.sum(axis=1), self.mean)
+        out = np.asarray(self.rows.T.astype(np.float64) @ np.ascontiguousarray(C.T)).T - np.outer(
+            C.sum(axis=1), self.mean
+        )
         return np.ascontiguousarray(out, dtype=dtype)
 
 
@@ -202,6 +219,15 @@ def apply_left(K: np.ndarray, B: Array, /) -> None:
         part = B[:, start:stop]
         with blas_threads(2.0 * K.shape[0] * K.shape[1] * part.shape[1]):
             B[:, start:stop] = C @ part
+
+
+def _panel(work: Array | None, rows: int, columns: int, like: Array) -> Array:
+    """Return a row-major panel, in the memory of the last one where it fits: fresh pages cost more than the pass over them."""
+    if work is not None and work.shape == (rows, columns):
+        return work
+    if isinstance(work, np.ndarray) and work.size > rows * columns:
+        return work.reshape(-1)[: rows * columns].reshape(rows, columns)
+    return empty((rows, columns), like=like)
 
 
 def _product(C: Array, X: Array, out: Array) -> Array:

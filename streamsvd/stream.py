@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, is_sparse, namespace, to_numpy
+from streamsvd.batch import check_finite
 from streamsvd.kernels.rows import column_sums, copy_rows, largest
 from streamsvd.stack import DenseRows, SparseRows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from streamsvd.options import Options
 
@@ -103,7 +104,8 @@ class Pending:
                 store.data[:n, :] = old.rows
                 store.weights[:n], store.times[:n] = old.weights, old.times
             store.claims[n] = token
-        copy_rows(store.data[n : n + b, :], batch)
+        if not copy_rows(store.data[n : n + b, :], batch):
+            raise _NotFinite
         store.weights[n : n + b], store.times[n : n + b] = weights, times
         return Pending((*kept, Piece(store, n + b)), self.count + b)
 
@@ -134,6 +136,35 @@ class Pending:
         return Pending().append(
             wide, block.weights, block.times, max(wide.shape[0], self.pieces[-1].rows.data.shape[0])
         )
+
+
+class _NotFinite(Exception):
+    """Rows that were copied hold NaN or infinity; the batch that holds them is then searched for the message."""
+
+
+def ingest(
+    state: Any, X: Any, weights: Any, timestamps: Any, size: int, fold: Callable[[Any, Block, Array], Any], /
+) -> tuple[Any, Pending, Array] | None:
+    """Check a batch, fold all full blocks of ``size`` rows, and return the new core, the rows that wait and the prototype.
+
+    None for an empty batch. ``fold(core, block, like)`` takes None for the core of a state without rows.
+    """
+    core = state.core
+    last = state.pending.last_time(core.moments.time if core is not None else -math.inf)
+    batch, w, t = state.options.accept(X, state.like, weights, timestamps, last)
+    if batch.shape[0] == 0:
+        return None
+    like = prototype(batch) if state.like is None else state.like
+    try:
+        blocks, pending = split(state.pending, batch, w, t, size)
+        for block in blocks:
+            core = fold(core, block, like)
+    except _NotFinite:
+        check_finite(batch)
+        raise
+    if core is not None and not math.isfinite(core.ledger.total):
+        check_finite(batch)
+    return core, pending, like
 
 
 def split(
@@ -336,7 +367,6 @@ def _block_sums(block: Block, shift: Array, weights: np.ndarray) -> Array:
         sums = block.rows.T.astype(np.float64) @ weights
         return from_numpy(sums, like=shift) - float(weights.sum()) * shift
     return column_sums(block.rows, shift, from_numpy(weights, like=shift))
-
 
 
 def exponent_for(size: float, exponent: int = 0, /) -> int:

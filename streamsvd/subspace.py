@@ -31,7 +31,9 @@ class Directions:
     top: float
 
 
-def leading(s: np.ndarray, P: np.ndarray, XX: np.ndarray, kept: int, /, *, exact: bool = False, single: bool = False) -> Directions:
+def leading(
+    s: np.ndarray, P: np.ndarray, XX: np.ndarray, kept: int, /, *, exact: bool = False, single: bool = False
+) -> Directions:
     """Find at most ``kept`` directions: two warm-started subspace steps from the old ones, or all eigenvectors where that is owed.
 
     Parameters

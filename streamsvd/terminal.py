@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cyclopts import App
 
-FAILED, USED_WRONGLY, REJECTED, INTERRUPTED, NOBODY_READS, TERMINATED = 1, 2, 3, 130, 141, 143
+FAILED, USED_WRONGLY, REJECTED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 logger = logging.getLogger("streamsvd")
 
 
@@ -65,7 +65,9 @@ def run(app: App, tokens: Sequence[str] | None = None, /) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         with _terminable():
-            return app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
+            code = app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
+            sys.stdout.flush()
+            return code
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             import traceback
@@ -112,12 +114,10 @@ def usage() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def checked_target(path: str | None, inputs: Iterable[str], /, *, suffixes: tuple[str, ...] = ()) -> Path | None:
+def checked_target(path: str, inputs: Iterable[str], /, *, suffixes: tuple[str, ...] = ()) -> Path:
     """Return where to write, checked before any work is done: it can be written, and it is not a file that is read."""
     from streamsvd.flow.sinks import check_target
 
-    if path is None:
-        return None
     with usage():
         target = check_target(path, suffixes=suffixes)
     if target.exists() and any(os.path.exists(name) and os.path.samefile(name, target) for name in inputs):  # noqa: PTH110, PTH121
@@ -187,7 +187,7 @@ def _code(error: BaseException) -> int:
         case BrokenPipeError():
             # Python would complain once more when it closes the pipe that nobody reads.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return NOBODY_READS
+            return FAILED
         case CycloptsError():
             return say(f"{error} (streamsvd --help shows how it is used)", USED_WRONGLY)
         case UsageError():

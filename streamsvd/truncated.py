@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, is_sparse, namespace, signs, to_numpy
+from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, namespace, signs, to_numpy
 from streamsvd.certificate import EPS64, Certificate, Ledger
 from streamsvd.factors import Factors, complete_rows
 from streamsvd.left import LeftLog
@@ -25,12 +25,11 @@ from streamsvd.stream import (
     advance,
     check_merge,
     exponent_for,
+    ingest,
     join,
     largest_entry,
     pad_columns,
-    prototype,
     rows_of,
-    split,
 )
 from streamsvd.testsketch import TEST_ROWS, merge_signs, signs_of
 from streamsvd.truncation import Kept, truncate
@@ -122,16 +121,12 @@ class Truncated:
         Cost: about ``8 r d`` multiply-adds a row for ``r = kept``, spent when 3r rows wait; a push of one row copies that row.
         The dtype and the array library of the state are those of the first batch, unless ``dtype`` was given.
         """
-        last = self.pending.last_time(self.core.moments.time if self.core is not None else -math.inf)
-        batch, w, t = self.options.accept(X, self.like, weights, timestamps, last)
-        if batch.shape[0] == 0:
-            return self
-        like = prototype(batch) if self.like is None else self.like
-        blocks, pending = split(self.pending, batch, w, t, FLUSH * self.kept)
-        core = self.core
-        for block in blocks:
-            core = _fold(core if core is not None else _empty(self.options, like), block, self.options)
-        return Truncated(self.options, core, pending, like, self.plan)
+
+        def fold(core: Core | None, block: Block, like: Array) -> Core:
+            return _fold(core if core is not None else _empty(self.options, like), block, self.options)
+
+        new = ingest(self, X, weights, timestamps, FLUSH * self.kept, fold)
+        return self if new is None else Truncated(self.options, *new, self.plan)
 
     def merge(self, other: Truncated, /) -> Truncated:
         """Return the state of both streams together. Neither is aged; timestamps age both to the later time.
@@ -268,7 +263,9 @@ def _merge(a: Core, b: Core, options: Options) -> Core:
         slot, sign = signs_of(options.seed, a.moments.rows + b.moments.rows, 1, stream=1)
         sketch[int(slot[0]), :] += row * float(sign[0])
     zeros = a.moments.delta * 0.0
-    kept = truncate(a.vt, a.s * fades[0], DenseRows(rows, zeros, zeros, factor, False), options, (sketch, 1.0, None), double=True)
+    kept = truncate(
+        a.vt, a.s * fades[0], DenseRows(rows, zeros, zeros, factor, False), options, (sketch, 1.0, None), double=True
+    )
     past = a.ledger.scaled(fades[0] ** 2) + b.ledger.scaled(fades[1] ** 2)
     return Core(kept.vt, kept.s, kept.test, joint.moments, past + _entry(kept, joined, a), exponent)
 

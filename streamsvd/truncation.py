@@ -75,7 +75,12 @@ def truncate(
 
 
 def _wide(
-    vt: Array, s: np.ndarray, rows: DenseRows | SparseRows, options: Options, test: tuple[Array, float, Any], double: bool
+    vt: Array,
+    s: np.ndarray,
+    rows: DenseRows | SparseRows,
+    options: Options,
+    test: tuple[Array, float, Any],
+    double: bool,
 ) -> Kept:
     eps = float(np.finfo(dtype_name(vt)).eps)
     q, m = s.size, s.size + rows.count
@@ -117,7 +122,9 @@ def _tall(vt: Array, s: np.ndarray, rows: DenseRows | SparseRows, kept: int, tes
     rest = S[p:] ** 2
     B = from_numpy(np.ascontiguousarray(Vt[:p]), like=vt, dtype=dtype_name(vt))
     Q = np.asarray(basis) @ U[:, :p]
-    return Kept(B, S[:p].copy(), Q, fresh, float(rest.sum()), float(rest.max(initial=0.0)), energy, mass, rows.uncentered)
+    return Kept(
+        B, S[:p].copy(), Q, fresh, float(rest.sum()), float(rest.max(initial=0.0)), energy, mass, rows.uncentered
+    )
 
 
 def _orthonormal(

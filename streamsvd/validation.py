@@ -57,6 +57,7 @@ def read_rows(
         batch = as_batch(X, finite=False)
         yield Rows(validate_data(estimator, batch, skip_check_array=True, reset=reset), given)
     elif not is_source(X):
+        _refuse_silent_losses(X)
         rules = {"accept_sparse": "csr", "dtype": FLOATS, "ensure_all_finite": False, "ensure_min_samples": least}
         yield Rows(validate_data(estimator, X, reset=reset, **rules), given)
     elif _is_table(X) and any(not isinstance(value, str) for value in given.values()):
@@ -167,6 +168,17 @@ def check_library(estimator: Any, X: Any, method: str, /) -> None:
 def _first_difference(a: np.ndarray, b: np.ndarray) -> str:
     i = int(np.flatnonzero(a != b)[0])
     return f"different features (number {i} is {a[i]!r} in one and {b[i]!r} in the other)"
+
+
+def _refuse_silent_losses(X: Any) -> None:
+    """Refuse what scikit-learn would take: dates as numbers, and arrays without their mask."""
+    if isinstance(X, np.ma.MaskedArray):
+        as_batch(X, finite=False)
+    dtypes = [getattr(X, "dtype", None)] if not _is_pandas(X) else list(getattr(X, "dtypes", [])) if X.ndim == 2 else []
+    dates = [str(dtype) for dtype in dtypes if getattr(dtype, "kind", "") in ("m", "M")]
+    if dates:
+        msg = f"got values of dtype {dates[0]}; expected numbers: leave them out, or convert them, for example X.astype('int64')"
+        raise TypeError(msg)
 
 
 def _with_names(estimator: Any, x: Array, names: tuple[str, ...], reset: bool) -> Array:

@@ -28,23 +28,21 @@ def all_finite(X: Array, /) -> bool:
         return bool(np.isfinite(flat.dot(flat))) or bool(np.isfinite(X).all())
 
 
-def copy_rows(out: Array, X: Array, /) -> None:
-    """Write the rows X (b, d), in any order and of any float dtype, into the row-major ``out`` (b, d).
+def copy_rows(out: Array, X: Array, /) -> bool:
+    """Write the rows X (b, d), in any order and of any float dtype, into the row-major ``out`` (b, d); tell whether all are finite.
 
     Column-major rows are read in cache-sized tiles: about two memory copies, where a plain transposing copy costs ten.
     """
-    if (
-        isinstance(X, np.ndarray)
-        and X.size > SMALL
-        and X.strides[0] == X.itemsize
-        and X.strides[1] > 0
-        and X.dtype == out.dtype
-    ):
+    if isinstance(X, np.ndarray) and X.size > SMALL and X.dtype == out.dtype:
         from streamsvd.kernels import rows_numba
 
-        rows_numba.transpose_into(out, X.T)
-    else:
-        out[:, :] = X
+        if X.flags.c_contiguous:
+            return bool(np.isfinite(rows_numba.copy_into(out, X))) or bool(np.isfinite(X).all())
+        if X.strides[0] == X.itemsize and X.strides[1] > 0:
+            rows_numba.transpose_into(out, X.T)
+            return all_finite(out)
+    out[:, :] = X
+    return all_finite(out)
 
 
 def column_sums(rows: Array, shift: Array, weights: Array, /) -> Array:

@@ -24,6 +24,27 @@ _sums = types.Array(_f8, 1, "C")
 _jit = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
+# Apart from its caller, so that only this sum may be reassociated: (x - shift) - mean must stay two steps.
+@numba.njit(fastmath={"reassoc", "contract"}, **_jit)
+def _energy(row):
+    energy = 0.0
+    for j in range(row.size):
+        energy += float(row[j]) * float(row[j])
+    return energy
+
+
+@numba.njit([_f8(_out[t], _rows(t)) for t in (_f4, _f8)], **_jit)
+def copy_into(out, X):
+    total = 0.0
+    for i in range(X.shape[0]):
+        target, row = out[i], X[i]
+        for j0 in range(0, row.size, 1024):
+            part = row[j0 : j0 + 1024]
+            target[j0 : j0 + 1024] = part
+            total += _energy(part)
+    return total
+
+
 @numba.njit([types.void(_out[t], _rows(t, "A")) for t in (_f4, _f8)], **_jit)
 def transpose_into(out, XT):  # noqa: D103
     b, d = out.shape
@@ -64,19 +85,19 @@ def fill_panel(out, rows, start, shift, mean, factor):  # noqa: D103
             target[j] = ((row[j] - first[j]) - second[j]) * f
 
 
-# Apart from its caller, so that only this sum may be reassociated: (x - shift) - mean must stay two steps.
-@numba.njit(fastmath={"reassoc", "contract"}, **_jit)
-def _energy(row):
-    energy = 0.0
-    for j in range(row.size):
-        energy += float(row[j]) * float(row[j])
-    return energy
-
-
 @numba.njit(
     [
         types.void(
-            _out[t], _rows(t), types.int64, _vector(_f8), _vector(_f8), _vector(_f8), _sums, _out[t], _vector(types.int64), _vector(_f8)
+            _out[t],
+            _rows(t),
+            types.int64,
+            _vector(_f8),
+            _vector(_f8),
+            _vector(_f8),
+            _sums,
+            _out[t],
+            _vector(types.int64),
+            _vector(_f8),
         )
         for t in (_f4, _f8)
     ],

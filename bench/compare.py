@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peers import Method, Run
 
 RESULTS = Path(__file__).parent / "results"
-MARKS = [10**4, 10**6]
+MARKS = [10**4, 10**5, 10**6]
 # At 256 columns the (4r, 4r) matrices of a fold would outweigh the rows in a truncated state, whose limit counts rows.
 SHAPES = {"truncated": (1024, 16), "gram": (256, 16)}
 
@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--read", metavar="FILE", help="print the table of kept results and measure nothing")
     add("--markdown", action="store_true", help="print the table as the README shows it")
     add("--goals", action="store_true", help="also say which goals were reached")
-    add("--memory", action="store_true", help="only: memory of both states after 10^4 and after 10^6 rows")
+    add("--memory", action="store_true", help="only: memory of both states after 10^4, 10^5 and 10^6 rows")
     add("--scaling", action="store_true", help="only: ours with 1 thread against all cores")
     add("--sketch-profile", metavar="CASE", help="only: a profile of ours on one case (--kinds chooses the state)")
     return parser

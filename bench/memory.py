@@ -63,8 +63,9 @@ def growth(kind: str, columns: int, rank: int, batch: int, marks: list[int], how
     X = np.zeros((batch, columns), dtype=np.float32)
     empty, rows = ss.sketch(columns=columns, rank=rank, kind=kind), 0
     warm = empty
-    for _ in range(2):
-        warm = warm.update(rng.standard_normal(X.shape, dtype=np.float32))
+    for _ in range(128):
+        rng.standard_normal(out=X, dtype=np.float32)
+        warm = warm.update(X[: batch // 8])
     assert warm.factors().bound is not None
     del warm
     sketch, start, peak, read_peak, found = empty, _start(how), 0, 0, []
@@ -119,14 +120,17 @@ def _touch_libraries() -> None:
 
 def _start(how: str = "resident") -> int:
     """Begin to watch for a peak and return what is in use now."""
-    gc.collect()
     if how == "traced":
         import tracemalloc
 
+        # A full collection empties Python's lists of free objects, whose refilling would then look like growth of the state.
+        gc.collect(1)
+        gc.set_threshold(700, 10, 1_000_000)
         if not tracemalloc.is_tracing():
             tracemalloc.start()
         tracemalloc.reset_peak()
         return tracemalloc.get_traced_memory()[0]
+    gc.collect()
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     clear = Path("/proc/self/clear_refs")

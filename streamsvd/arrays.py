@@ -120,16 +120,14 @@ def one_thread() -> Iterator[None]:
     global _blas
     if _blas is None:
         _blas = _Blas()
-    counts = [library.get_num_threads() for library in _blas.libraries]
+    many = [(library, count) for library in _blas.libraries if (count := library.get_num_threads()) != 1]
     try:
-        for library, count in zip(_blas.libraries, counts, strict=True):
-            if count != 1:
-                library.set_num_threads(1)
+        for library, _ in many:
+            library.set_num_threads(1)
         yield
     finally:
-        for library, count in zip(_blas.libraries, counts, strict=True):
-            if count != 1:
-                library.set_num_threads(count)
+        for library, count in many:
+            library.set_num_threads(count)
 
 
 @contextmanager
@@ -194,14 +192,14 @@ def small_eigh(G: np.ndarray, /, *, top: int | None = None) -> tuple[np.ndarray,
     -----
     Cost: about ``9 m^3`` flops for all, ``(4/3) m^3 + O(m^2 top)`` for the largest.
     """
-    from scipy.linalg import eigh
-
     m = G.shape[0]
     G = np.asarray(G, dtype=np.float64)
     with one_thread():
         if top is None or 3 * top > m:
-            w, Q = eigh(G, driver="evd", check_finite=False)
+            w, Q = np.linalg.eigh(G)
         else:
+            from scipy.linalg import eigh
+
             w, Q = eigh(G, driver="evr", subset_by_index=(m - top, m - 1), check_finite=False)
     w, Q = w[::-1], Q[:, ::-1]
     return (w, Q) if top is None else (w[:top], Q[:, :top])

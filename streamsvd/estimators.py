@@ -15,7 +15,9 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "sklearn":
         raise
-    _msg = 'the estimators need scikit-learn, which is not installed: run pip install "streamsvd[sklearn]"'
+    _msg = (
+        'StreamingPCA and StreamingSVD need scikit-learn, which is not installed: run pip install "streamsvd[sklearn]"'
+    )
     raise ImportError(_msg) from error
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class StreamingPCA(Streaming):
     >>> pca.transform(rows).shape
     (1000, 3)
     >>> print(pca.explained_variance_ratio_.round(3))
-    [0.628 0.15  0.073]
+    [0.637 0.157 0.066]
     >>> low, high = pca.bound_.sigma
     >>> bool(np.all((low <= pca.singular_values_) & (pca.singular_values_ <= high)))
     True

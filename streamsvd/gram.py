@@ -203,7 +203,7 @@ class Gram:
 
 def block_rows(columns: int, /) -> int:
     """Return how many rows wait before they are folded: few enough that buffer and work stay below ``d^2`` numbers."""
-    return min(max(3 * columns // 8, 32), 768)
+    return min(max(3 * columns // 8, min(512, 32768 // columns), 32), 768)
 
 
 def widen_gram(state: Gram, columns: int, /) -> Gram:

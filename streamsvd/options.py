@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,11 @@ class Options:
     unit: bool = False
     scale: np.ndarray | None = None
     keep_left: bool | str = False
+
+    @cached_property
+    def special(self) -> bool:
+        """Tell whether rows must be changed or dated before they are stored."""
+        return self.half_life is not None or self.scale is not None
 
     def difference(self, other: Options, /) -> str:
         """Name the first option in which two states differ, or return an empty string."""

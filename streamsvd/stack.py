@@ -20,7 +20,7 @@ from streamsvd.arrays import (
     namespace,
     to_numpy,
 )
-from streamsvd.kernels.rows import enter_panel, fill_panel
+from streamsvd.kernels.rows import enter_panel, fill_panel, row_energies
 from streamsvd.testsketch import TEST_ROWS
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class DenseRows:
                     part += C_old @ vt[:, start:stop]
                 if raw and offset is not None:
                     part -= namespace(vt).astype(taken[:, None] * offset[None, start:stop], vt.dtype)
-                C += to_numpy(part @ part.T)
+                C += _products(part)
             if part is not B:
                 B[:, start:stop] = part
         return B, C
@@ -199,7 +199,7 @@ class SparseRows:
         B = self._mix(new, vt.dtype)
         if old.shape[1]:
             B += old.astype(vt.dtype) @ vt
-        return B, (B @ B.T).astype(np.float64)
+        return B, gram_of(B)
 
     def _mix(self, coefficients: np.ndarray, dtype: Any) -> np.ndarray:
         """Return ``coefficients @ X`` (p, d) without forming X."""
@@ -219,6 +219,25 @@ def apply_left(K: np.ndarray, B: Array, /) -> None:
         part = B[:, start:stop]
         with blas_threads(2.0 * K.shape[0] * K.shape[1] * part.shape[1]):
             B[:, start:stop] = C @ part
+
+
+def gram_of(B: Array, /, *, double: bool = False) -> np.ndarray:
+    """Return ``B B'`` (p, p) on the host, panel by panel; the diagonal is always summed in float64, and all of it if ``double``."""
+    xp, p = namespace(B), B.shape[0]
+    C = np.zeros((p, p))
+    width = max(256, PANEL_NUMBERS // max(1, p))
+    for start in range(0, B.shape[1], width):
+        part = B[:, start : min(start + width, B.shape[1])]
+        with blas_threads(1.0 * p * p * part.shape[1]):
+            C += _products(xp.astype(part, xp.float64) if double else part)
+    return C
+
+
+def _products(part: Array) -> np.ndarray:
+    C = to_numpy(part @ part.T).astype(np.float64)
+    if dtype_name(part) == "float32":
+        np.fill_diagonal(C, to_numpy(row_energies(part)))
+    return C
 
 
 def _panel(work: Array | None, rows: int, columns: int, like: Array) -> Array:

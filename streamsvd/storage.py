@@ -15,6 +15,7 @@ from streamsvd.options import Options
 from streamsvd.planner import Plan
 from streamsvd.stream import Moments, Pending, Piece
 from streamsvd.truncated import FLUSH, Core, Truncated
+from streamsvd.truncation import Basis
 
 Parts = tuple[dict[str, Array], dict[str, Any]]
 
@@ -24,7 +25,7 @@ def truncated_parts(state: Truncated, /) -> Parts:
     arrays, meta = _common(state)
     core = state.core
     if core is not None:
-        arrays |= {"vt": core.vt, "s": core.s, "test": core.test}
+        arrays |= {"vt": core.vt, "s": core.s, "products": core.basis.C, "test": core.test}
         if core.left is not None:
             arrays |= core.left.parts()
     return arrays, meta
@@ -41,9 +42,8 @@ def truncated_from_parts(arrays: dict[str, Array], meta: dict[str, Any], /) -> T
             left = LeftLog.from_parts(
                 {name: to_numpy(value) for name, value in arrays.items() if name.startswith("left_")}, folder
             )
-        core = Core(
-            arrays["vt"], to_numpy(arrays["s"]).astype(np.float64), arrays["test"], *_account(arrays, meta), left
-        )
+        basis = Basis(arrays["vt"], *(to_numpy(arrays[name]).astype(np.float64) for name in ("s", "products")))
+        core = Core(basis, arrays["test"], *_account(arrays, meta), left)
     return Truncated(options, core, _pending(arrays, meta, FLUSH * options.kept), arrays.get("like"), _plan(meta))
 
 

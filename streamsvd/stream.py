@@ -14,7 +14,7 @@ import numpy as np
 
 from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, is_sparse, namespace, to_numpy
 from streamsvd.batch import check_finite
-from streamsvd.kernels.rows import column_sums, copy_rows, largest
+from streamsvd.kernels.rows import SMALL, column_sums, copy_rows, largest
 from streamsvd.stack import DenseRows, SparseRows
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Store:
             if xp is not np
             else np.empty((capacity, columns), like.dtype)
         )
-        self.weights = np.empty(capacity)
-        self.times = np.empty(capacity)
+        self.weights = np.ones(capacity)
+        self.times = np.zeros(capacity)
         self.claims: dict[int, object] = {}
 
 
@@ -81,6 +81,29 @@ class Pending:
     def last_time(self, before: float, /) -> float:
         """Return the newest time among the rows, or ``before``."""
         return float(self.pieces[-1].block().times[-1]) if self.pieces else before
+
+    def push(self, X: Any, options: Options, size: int, /) -> Pending | None:
+        """Append a few plain rows without ceremony, or return None where they need any: one row costs microseconds.
+
+        Plain are NumPy rows of the store's dtype, without weights or times, that fit in the newest store and fill no block.
+        """
+        last = self.pieces[-1] if self.pieces else None
+        if last is None or type(X) is not np.ndarray or type(last.rows) is not Store or X.ndim != 2 or options.special:
+            return None
+        store, n, (b, d) = last.rows, last.count, X.shape
+        data, count = store.data, self.count + b
+        if X.dtype != data.dtype or d != options.columns or not 0 < b * d <= SMALL or count >= size:
+            return None
+        token = object()
+        if store.claims.setdefault(n, token) is not token:
+            return None
+        rows = data[n : n + b]
+        rows[:] = X
+        flat = rows.reshape(-1)
+        with np.errstate(all="ignore"):
+            if not math.isfinite(flat.dot(flat)):
+                return None
+        return Pending((*self.pieces[:-1], Piece(store, n + b)), count)
 
     def append(self, batch: Array, weights: np.ndarray, times: np.ndarray, capacity: int, /) -> Pending:
         """Return a pending with the rows added; the batch is copied, since the caller may reuse it."""
@@ -150,6 +173,10 @@ def ingest(
     None for an empty batch. ``fold(core, block, like)`` takes None for the core of a state without rows.
     """
     core = state.core
+    if weights is None and timestamps is None:
+        pushed = state.pending.push(X, state.options, size)
+        if pushed is not None:
+            return core, pushed, state.like
     last = state.pending.last_time(core.moments.time if core is not None else -math.inf)
     batch, w, t = state.options.accept(X, state.like, weights, timestamps, last)
     if batch.shape[0] == 0:

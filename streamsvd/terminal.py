@@ -131,8 +131,8 @@ def found_columns(
 ) -> list[str] | None:
     """Return the columns to read, once the files and their columns are known to exist.
 
-    A name with commas stands for several, unless there is such a column; without ``select``, those that the ``known`` names of a model
-    came from (the numbers of a list column ``e`` are called ``e[0]``, ``e[1]``, ...).
+    A name with commas stands for several, unless there is such a column. Without ``select``, those that the ``known`` names of a model
+    came from.
     """
     from streamsvd.flow.files import find, open_file
     from streamsvd.flow.sources import existing
@@ -141,15 +141,12 @@ def found_columns(
         files = [file for part in data for file in find(part)]
     if files[0].suffix.lower() == ".npy":
         return None if select is None else list(select)
-    there = open_file(files[0])[0].names
+    there, where = open_file(files[0])[0].names, f"{str(files[0])!r}: "
     with usage():
         if select is not None:
             select = [name for item in select for name in ([item] if item in there else item.split(","))]
-        elif known:
-            select = list(dict.fromkeys(name if name in there else re.sub(r"\[\d+\]$", "", name) for name in known))
-        wanted = [name for name in (*(select or ()), *beside) if name is not None]
-        existing(there, wanted, f"{str(files[0])!r}: ")
-    return None if select is None else list(select)
+        existing(there, [name for name in beside if name is not None], where)
+        return existing(there, select or known or None, where)
 
 
 def print_json(values: dict[str, Any], /) -> None:

@@ -32,7 +32,7 @@ from streamsvd.stream import (
     rows_of,
 )
 from streamsvd.testsketch import TEST_ROWS, merge_signs, signs_of
-from streamsvd.truncation import Kept, truncate
+from streamsvd.truncation import Basis, Kept, truncate
 
 if TYPE_CHECKING:
     from streamsvd.planner import Plan
@@ -42,15 +42,22 @@ FLUSH = 3
 
 @dataclass(frozen=True, eq=False)
 class Core:
-    """The folded part of a state; ``s`` is in units of ``2^exponent``, the ledger's energies in units of ``4^exponent``."""
+    """The folded part of a state: ``s`` of the basis is in units of ``2^exponent``, the ledger's energies in units of ``4^exponent``."""
 
-    vt: Array
-    s: np.ndarray
+    basis: Basis
     test: Array
     moments: Moments = field(default_factory=Moments)
     ledger: Ledger = field(default_factory=Ledger)
     exponent: int = 0
     left: LeftLog | None = None
+
+    @property
+    def vt(self) -> Array:  # noqa: D102
+        return self.basis.vt
+
+    @property
+    def s(self) -> np.ndarray:  # noqa: D102
+        return self.basis.s
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +216,7 @@ def widen_truncated(state: Truncated, columns: int, /) -> Truncated:
         moments = replace(
             core.moments, shift=pad_columns(core.moments.shift, extra), delta=pad_columns(core.moments.delta, extra)
         )
-        core = replace(core, vt=pad_columns(core.vt, extra), test=pad_columns(core.test, extra), moments=moments)
+        core = replace(core, basis=replace(core.basis, vt=pad_columns(core.vt, extra)), test=pad_columns(core.test, extra), moments=moments)
     return Truncated(options, core, state.pending.widened(extra), state.like, state.plan)
 
 
@@ -221,7 +228,7 @@ def _empty(options: Options, like: Array | None) -> Core:
     if options.keep_left:
         left = LeftLog(options.keep_left if isinstance(options.keep_left, str) else None)
     vt = xp.zeros((0, options.columns), dtype=like.dtype, **where)
-    return Core(vt, np.zeros(0), xp.zeros((TEST_ROWS, options.columns), dtype=like.dtype, **where), left=left)
+    return Core(Basis(vt, np.zeros(0), np.zeros((0, 0))), xp.zeros((TEST_ROWS, options.columns), dtype=like.dtype, **where), left=left)
 
 
 def _fold(core: Core, block: Block, options: Options) -> Core:
@@ -235,14 +242,14 @@ def _fold(core: Core, block: Block, options: Options) -> Core:
         kept, fade = _folded_at(core, block, step, options, exponent)
     ledger = core.ledger.scaled(fade * fade) + _entry(kept, kept.energy, core)
     left = None if core.left is None else core.left.push(kept.Q, core.s.size, step, options.center)
-    return Core(kept.vt, kept.s, kept.test, step.moments, ledger, exponent, left)
+    return Core(kept.basis, kept.test, step.moments, ledger, exponent, left)
 
 
 def _folded_at(core: Core, block: Block, step: Step, options: Options, exponent: int) -> tuple[Kept, float]:
     fade = _fade(core, math.sqrt(step.past), exponent)
     rows = rows_of(block, step, exponent, options.center)
     drawn = signs_of(options.seed, core.moments.rows, rows.count)
-    return truncate(core.vt, core.s * fade, rows, options, (core.test, fade, drawn)), fade
+    return truncate(core.basis.faded(fade), rows, options, (core.test, fade, drawn)), fade
 
 
 def _merge(a: Core, b: Core, options: Options) -> Core:
@@ -263,11 +270,10 @@ def _merge(a: Core, b: Core, options: Options) -> Core:
         slot, sign = signs_of(options.seed, a.moments.rows + b.moments.rows, 1, stream=1)
         sketch[int(slot[0]), :] += row * float(sign[0])
     zeros = a.moments.delta * 0.0
-    kept = truncate(
-        a.vt, a.s * fades[0], DenseRows(rows, zeros, zeros, factor, False), options, (sketch, 1.0, None), double=True
-    )
+    dense = DenseRows(rows, zeros, zeros, factor, False)
+    kept = truncate(a.basis.faded(fades[0]), dense, options, (sketch, 1.0, None), double=True)
     past = a.ledger.scaled(fades[0] ** 2) + b.ledger.scaled(fades[1] ** 2)
-    return Core(kept.vt, kept.s, kept.test, joint.moments, past + _entry(kept, joined, a), exponent)
+    return Core(kept.basis, kept.test, joint.moments, past + _entry(kept, joined, a), exponent)
 
 
 def _entry(kept: Kept, energy: float, core: Core) -> Ledger:

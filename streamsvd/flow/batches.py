@@ -64,6 +64,9 @@ def batches(
     -----
     Cost: about one memcpy of the data; nothing for arrays and for one column of fixed-size lists. Memory: a batch or two.
 
+    The dtype of a table's rows: one column of lists keeps its own; columns that are all float32, or all float64, keep theirs; a mixture
+    becomes float32 where that holds all of its numbers exactly (bool, 8 and 16-bit integers, float16, float32), else float64.
+
     Examples
     --------
     >>> import pyarrow as pa

@@ -45,6 +45,10 @@ def plan(batch: pa.RecordBatch, select: Sequence[str] | None, beside: dict[str, 
     chosen = (
         existing(schema.names, [name for name in schema.names if name not in other] if select is None else select) or []
     )
+    if select is None and "" in chosen:
+        rest = listed(name for name in chosen if name)
+        msg = f"a column has no name (an index that pandas wrote?); write select=[{rest}] to leave it out, or give it a name"
+        raise ValueError(msg)
     types = dict(zip(schema.names, schema.types, strict=True))
     kinds = {name: _number_kind(types[name]) for name in chosen}
     _all_numbers(types, kinds, chosen_by_user=select is not None)

@@ -175,12 +175,12 @@ def _csv(path: Path) -> tuple[pa.Schema, ReadBatches]:
 
 
 def _looks_like_data(header: list[str]) -> bool:
-    if header == [str(i) for i in range(len(header))]:
-        return False
     try:
-        return all(float(name) == float(name) for name in header)
+        numbers = [float(name) for name in header]
     except ValueError:
         return False
+    # Different whole numbers are names that people give: years, 0 to 783.
+    return len(set(numbers)) < len(numbers) or not all(name.isdigit() for name in header)
 
 
 # .npy is read by sources.py, as the array it is.

@@ -94,7 +94,8 @@ def total_rows(source: Any, /) -> int | None:
     """Return how many rows a source has where that is known without reading them, else None."""
     counts: list[int | None]
     if isinstance(source, str | os.PathLike):
-        counts = [files.count_rows(path) for path in files.find(source)]
+        found = files.find(source)
+        counts = [files.count_rows(path) for path in found] if len(found) <= 1000 else [None]
     elif isinstance(source, list | tuple):
         counts = [total_rows(part) for part in source]
     elif hasattr(source, "num_rows"):
@@ -132,8 +133,8 @@ def existing(there: Sequence[str], wanted: Sequence[str] | None, where: str = ""
     if wanted is None:
         return None
     count = Counter(there)
-    owners = {name: name.rpartition("[")[0] for name in wanted if not count[name] and name.endswith("]")}
-    found = list(dict.fromkeys(owners[name] if count[owners.get(name, "")] else name for name in wanted))
+    lists = {name: name.rpartition("[")[0] for name in wanted if not count[name] and name.endswith("]")}
+    found = list(dict.fromkeys(lists[name] if name in lists and count[lists[name]] else name for name in wanted))
     missing = [name for name in found if not count[name]]
     if missing:
         msg = f"{where}there is no column {listed(missing)}; the columns are {listed(there)}"

@@ -140,7 +140,12 @@ def enter_panel(
 
 
 def row_energies(rows: Array, /) -> Array:
-    """Return the squared norm of each row of a float64 array (b, d): array (b,)."""
+    """Return the squared norm of each row (b, c), of any row stride, summed in float64: array (b,)."""
     if isinstance(rows, np.ndarray):
-        return np.einsum("ij,ij->i", rows, rows)
-    return namespace(rows).sum(rows * rows, axis=1)
+        from streamsvd.kernels import rows_numba
+
+        out = np.empty(rows.shape[0])
+        rows_numba.row_energies(out, rows)
+        return out
+    xp = namespace(rows)
+    return xp.sum(xp.astype(rows, xp.float64) ** 2, axis=1)

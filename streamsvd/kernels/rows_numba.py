@@ -6,6 +6,7 @@ The signatures are written out, read-only and mutable arrays alike, so that a pr
 from __future__ import annotations
 
 import numba
+import numpy as np
 from numba import types
 
 _f4, _f8 = types.float32, types.float64
@@ -29,7 +30,8 @@ _jit = {"cache": True, "nogil": True, "error_model": "numpy"}
 def _energy(row):
     energy = 0.0
     for j in range(row.size):
-        energy += float(row[j]) * float(row[j])
+        x = np.float64(row[j])  # float() of a float32 is a float32 in Numba
+        energy += x * x
     return energy
 
 
@@ -117,3 +119,15 @@ def enter_panel(out, rows, start, shift, mean, factor, energies, sketch, slots, 
                 sum_, sign = sketch[slots[i], start + j0 : start + j1], sketch.dtype.type(signs[i])
                 for j in range(row.size):
                     sum_[j] += sign * target[j]
+
+
+@numba.njit([types.void(_sums, _rows(t, "A")) for t in (_f4, _f8)], **_jit)
+def row_energies(out, rows):
+    part = np.empty(1024, rows.dtype)
+    for i in range(rows.shape[0]):
+        out[i] = 0.0
+        for j0 in range(0, rows.shape[1], 1024):
+            n = min(1024, rows.shape[1] - j0)
+            for j in range(n):
+                part[j] = rows[i, j0 + j]
+            out[i] += _energy(part[:n])

@@ -283,7 +283,7 @@ def written(tmp_path_factory):
 def test_a_flipped_bit_anywhere_is_refused(written, tmp_path):
     path = tmp_path / "x.svd"
     for place in range(len(written)):
-        for bit in range(8):
+        for bit in {place % 8, 5}:  # bit 5 turns e into E, which JSON reads as the same number
             data = bytearray(written)
             data[place] ^= 1 << bit
             path.write_bytes(data)

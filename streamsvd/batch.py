@@ -103,8 +103,7 @@ def _widen(X: Array) -> Array:
 def _csr(X: Any) -> Any:
     from scipy.sparse import csr_array
 
-    data = X.data if hasattr(X, "data") and isinstance(X.data, np.ndarray) else X.tocoo().data
-    name = data.dtype.name
+    name = X.dtype.name
     if name not in (*_FLOATS, *_TO_FLOAT32, *_TO_FLOAT64):
         msg = f"got a sparse matrix of dtype {name}; expected real numbers: convert it, for example X.astype('float32')"
         raise TypeError(msg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def write_patches(path: Path, /) -> int:
     return rows
 
 
-def run(folder: Path, /, *, rank: int = 8, kept: int | None = 32, progress: bool | None = None) -> dict[str, Any]:
+def run(folder: Path, /, *, rank: int = 8, kept: int = 32, progress: bool | None = None) -> dict[str, Any]:
     """Run the demo in a folder; return what it measured, ready for JSON.
 
     Parameters
@@ -80,6 +81,7 @@ def run(folder: Path, /, *, rank: int = 8, kept: int | None = 32, progress: bool
     options: dict[str, Any] = {"rank": rank, "select": COLUMN, "progress": progress}
     exact, exact_seconds = _timed(data, kind="gram", dtype="float64", **options)
     factors, seconds = _timed(data, kind="truncated", kept=kept, **options)
+    factors = replace(factors, info={"kind": "truncated", "kept": kept})
     save(factors, model)
     # The rows are read once more, to hold the certificate to what the plain float64 formula says.
     left = sum(residual(X, factors.vt, mean=factors.mean) for X in batches(data, select=COLUMN))

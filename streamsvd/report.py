@@ -119,7 +119,8 @@ def show_demo(values: dict[str, Any], /) -> None:
         f"{values['rows']:,} patches of a photograph, {values['columns']} columns, streamed from {files['data']}",
         soft_wrap=True,
     )
-    for name, what in (("exact", "all second moments: the truth"), ("truncated", f"rank {values['rank']}, certified")):
+    certified = f"rank {values['rank']}, {values['kept']} rows kept: certified"
+    for name, what in (("exact", "all second moments: the truth"), ("truncated", certified)):
         out.print(f"  {name:<10} {values['seconds'][name]:5.1f} s  {speed[name]:10,.0f} rows/s   {what}")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("component", "truncated", "certified interval", "truth", "", "explained", ""):
@@ -140,10 +141,10 @@ def show_demo(values: dict[str, Any], /) -> None:
     out.print(table)
     out.print()
     inside, true = sum(part["inside"] for part in values["components"]), values["true_residual"] / values["energy"]
-    certified, count = values["bound"]["relative"], len(values["components"])
+    at_most, count = values["bound"]["relative"], len(values["components"])
     relation = "<=" if values["true_residual"] <= values["bound"]["residual"] else ">"
     out.print(f"explained   {percent(values['explained'])} of the energy")
-    out.print(f"left over   truth {100 * true:.4f} % {relation} certified {100 * certified:.4f} %")
+    out.print(f"left over   truth {100 * true:.4f} % {relation} certified {100 * at_most:.4f} %")
     out.print(f"checked     {inside} of {count} true singular values lie in their certified intervals")
     out.print(f"picture     {files['picture']}", soft_wrap=True)
     out.print(f"model       {files['model']}  (streamsvd inspect {files['model']})", soft_wrap=True)

@@ -15,7 +15,7 @@ import numpy as np
 from streamsvd.arrays import one_thread, small_eigh
 
 TRIGGER = 2.0
-WELL_CONDITIONED = 1e-5
+TURNED = 1e6
 LANCZOS_STEPS = 8
 
 
@@ -72,78 +72,83 @@ def leading(
 
 
 def _warm(s: np.ndarray, C: np.ndarray, P: np.ndarray, XX: np.ndarray, dtype: Any) -> Directions | None:
-    """Two steps of subspace iteration from the old directions, then Rayleigh and Ritz; None where the steps degenerate."""
+    """Two steps of subspace iteration from the old directions, then Rayleigh and Ritz; None where the steps degenerate.
+
+    Products with the new rows are taken in the precision of their Gram matrix, all that makes Q orthonormal and ``w`` in float64.
+    """
     q, m = s.size, s.size + XX.shape[0]
-    power, diagonal = s * s, np.diag(XX)
+    power = s * s
     low_P, low_XX = P.astype(dtype), XX.astype(dtype)
     PP = (low_P.T @ low_P).astype(np.float64)
     norms = np.sqrt(power + np.diag(PP))
     if not np.all(norms > 0):
         return None
-    # Y = G [diag(s); P] / norms: the second step, with the structure of G used.
-    Y = np.empty((m, q))
-    Y[:q] = s[:, None] * (PP + C * power)
-    Y[q:] = P * power + low_XX @ low_P
-    Y /= norms
-    Q = _orthonormal_columns(Y)
-    low_Q = Q[q:].astype(dtype)
+    # Y = G [diag(s); P] / norms, the second step with the structure of G used. Its span is that of [I; F].
+    upper = (s[:, None] * (PP + C * power) / norms).astype(dtype)
+    lower = ((P * power + low_XX @ low_P) / norms).astype(dtype)
+    found = _orthonormal_columns(upper, lower)
+    if found is None:
+        return None
+    Q, F = found
+    low_Q, turned = Q[q:].astype(dtype), s[:, None] * Q[:q]
     K = np.empty((m, q))
-    K[:q] = s[:, None] * (C @ (s[:, None] * Q[:q]) + low_P.T @ low_Q)
-    K[q:] = low_P @ (s[:, None] * Q[:q]).astype(dtype) + low_XX @ low_Q
+    K[:q] = s[:, None] * (C @ turned + low_P.T @ low_Q)
+    K[q:] = low_P @ turned.astype(dtype) + low_XX @ low_Q
     H = Q.T @ K
-    w, Z = small_eigh((H + H.T) / 2)
-    Q, K = Q @ Z, K @ Z
-    # Diagonal of R = (I - QQ') G (I - QQ'), with G Q = K and Q' G Q = diag(w).
-    rest = np.concatenate([power * np.diag(C), diagonal]) - np.einsum("ij,ij->i", Q, 2.0 * K - Q * w)
+    H = (H + H.T) / 2
+    w, Z = small_eigh(H)
+    # Diagonal of R = (I - QQ') G (I - QQ'), with G Q = K and Q' G Q = H.
+    rest = np.concatenate([power * np.diag(C), np.diag(XX)]) - np.einsum("ij,ij->i", Q, 2.0 * K - Q @ H)
     discarded = float(np.maximum(rest, 0.0).sum())
-    top = _certified_top(s, C, low_P, low_XX, Q)
-    return Directions(Q, np.maximum(w, 0.0), discarded, min(top, discarded))
+    top = _certified_top(s, C, low_P, low_XX, F)
+    return Directions(Q @ Z, np.maximum(w, 0.0), discarded, min(top, discarded))
 
 
-def _orthonormal_columns(Y: np.ndarray) -> np.ndarray:
-    """Orthonormalise columns by Cholesky QR, twice, or by Householder QR where their condition is not surely below 1e6."""
+def _orthonormal_columns(upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return orthonormal columns Q (m, q), float64, with the span of ``[upper; lower]``, and ``F = lower upper^-1``.
+
+    ``[I; F]`` spans the same, and is well conditioned unless the subspace turns by nearly a right angle (then None): one Cholesky QR
+    of it is orthonormal to the rounding of float64, whatever the precision that F was found in.
+    """
     from scipy.linalg.blas import dtrsm
 
-    Y = Y / np.sqrt(np.einsum("ij,ij->j", Y, Y))
+    q = upper.shape[0]
     try:
-        for _ in range(2):
-            L = np.linalg.cholesky(Y.T @ Y)
-            if np.diag(L).min() < WELL_CONDITIONED:
-                break
-            # Y L^-T, with Y seen as the column-major transpose of itself.
-            Y = dtrsm(1.0, L, Y.T, lower=1).T
-        else:
-            return Y
+        F = np.linalg.solve(upper.T, lower.T).T
+        wide = F.astype(np.float64)
+        N = wide.T @ wide
+        if not float(np.trace(N)) < TURNED:
+            return None
+        N.flat[:: q + 1] += 1.0
+        L = np.linalg.cholesky(N)
     except np.linalg.LinAlgError:
-        pass
-    return np.linalg.qr(Y)[0]
+        return None
+    # [I; F] L^-T, with rows seen as the column-major transpose of themselves.
+    return dtrsm(1.0, L, np.concatenate([np.eye(q), wide]).T, lower=1).T, F
 
 
-def _certified_top(s: np.ndarray, C: np.ndarray, P: np.ndarray, XX: np.ndarray, Q: np.ndarray) -> float:
-    """Return an upper bound, at most about 10 % above the truth, of the largest eigenvalue of G on the complement of Q.
+def _certified_top(s: np.ndarray, C: np.ndarray, P: np.ndarray, XX: np.ndarray, F: np.ndarray) -> float:
+    """Return an upper bound, about 10 % above the truth, of the largest eigenvalue of G on the complement of Q.
 
-    A few Lanczos steps propose a value t, one Cholesky factorization proves it. The complement is ``{(-F'z, z)}`` with
-    ``F = Q_2 Q_1^-1``, so t is an upper bound if and only if ``t (I + F F') - S`` is positive, where
-    ``S = X X' + (F D - P)(F D - P)' - P P' + F D (C - I) D F'`` and ``D = diag(s)``: a b x b matrix in place of m x m.
+    A few Lanczos steps propose a value t, one Cholesky factorization proves it. The complement is ``{(-F'z, z)}``, so t is an upper bound
+    if and only if ``t (I + F F') - S`` is positive, where ``S = X X' + F D C D F' - F D P' - P D F'`` and ``D = diag(s)``: a b x b matrix in
+    place of m x m. What ``C - I`` adds is left to the slack.
     """
     from scipy.linalg.lapack import dpotrf, spotrf
 
     dtype, q, b = XX.dtype, s.size, XX.shape[0]
-    try:
-        F = np.linalg.solve(Q[:q].T, Q[q:].T).T.astype(dtype)
-    except np.linalg.LinAlgError:
-        return float("inf")
     FD = F * s.astype(dtype)
-    defect = (FD @ (C - np.eye(q)).astype(dtype)) @ FD.T
-    FD -= P
-    S = XX + FD @ FD.T - P @ P.T + (defect + defect.T) / 2
+    S = FD @ (FD / 2 - P).T
+    S += S.T
+    S += XX
     N = F @ F.T
     N.flat[:: b + 1] += 1
-    # Rounding of S: that of its terms, which cancel.
-    slack = 4.0 * float(np.finfo(dtype).eps) * float(np.linalg.norm(np.diag(XX)) + np.linalg.norm(FD) ** 2)
-    t = _lanczos(S, F)
+    # Rounding of S is that of its terms, which cancel.
+    eps, size = float(np.finfo(dtype).eps), float(np.einsum("ij,ij->", FD, FD))
+    slack = 4.0 * eps * (float(np.linalg.norm(np.diag(XX))) + size) + float(np.abs(C - np.eye(q)).max()) * q**0.5 * size
     factor = spotrf if dtype == np.float32 else dpotrf
-    for grow in (1.03, 1.1, 1.3, 2.0, 4.0):
+    t = _lanczos(S, F)
+    for grow in (1.08, 1.2, 1.5, 2.5):
         bound = grow * t + slack
         if factor((dtype.type(bound) * N - S).T, lower=1, overwrite_a=1, clean=0)[1] == 0:
             return bound + slack

@@ -86,7 +86,7 @@ def spelled(message: str, /) -> str:
     """Return a message of the library with its options as the command line spells them: ``nulls="drop"`` as ``--nulls drop``.
 
     >>> spelled("rank=9 is too large; write select=['x', 'y'], half_life='30s' or center=False")
-    'rank 9 is too large; write --select x --select y, --half-life 30s or --no-center'
+    '--rank 9 is too large; write --select x --select y, --half-life 30s or --no-center'
     """
     return _OPTION.sub(_spelling, message)
 
@@ -145,8 +145,10 @@ def found_columns(
     with usage():
         if select is not None:
             select = [name for item in select for name in ([item] if item in there else item.split(","))]
+        elif known:  # a message about e[0] to e[767] would help nobody
+            select = list(dict.fromkeys(name if name in there else re.sub(r"\[\d+\]$", "", name) for name in known))
         existing(there, [name for name in beside if name is not None], where)
-        return existing(there, select or known or None, where)
+        return existing(there, select, where)
 
 
 def print_json(values: dict[str, Any], /) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streamsvd.options import Options
 
 POLISH_TOLERANCE = {"float32": 1e-6, "float64": 1e-13}
-RESOLVED = 1e3
+RESOLVED = 1e2
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ def feed(state: Any, rows: Any, pieces: list[slice] | int | None = None, *, weig
     """Update a state by rows cut into pieces (a list of slices, or a size; all at once by default)."""
     n = rows.shape[0]
     if pieces is None:
-        pieces = n
+        pieces = max(n, 1)
     for part in chunks(n, pieces) if isinstance(pieces, int) else pieces:
         state = state.update(rows[part, :], weights=None if weights is None else weights[part])
     return state

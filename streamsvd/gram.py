@@ -203,7 +203,7 @@ class Gram:
 
 def block_rows(columns: int, /) -> int:
     """Return how many rows wait before they are folded: few enough that buffer and work stay below ``d^2`` numbers."""
-    return min(max(3 * columns // 8, min(512, 32768 // columns), 32), 768)
+    return min(max(5 * columns // 16, min(512, 32768 // columns), 32), 768)
 
 
 def widen_gram(state: Gram, columns: int, /) -> Gram:
@@ -347,6 +347,7 @@ def _read(core: GramCore, options: Options, k: int, like: Array) -> Factors:
     )
     amplitude = certificate.exponent
     mean = moments.mean if options.center else moments.delta * 0.0
+    mean = mean if options.scale is None else mean * from_numpy(options.scale, like=mean)
     weight = moments.weight
     if options.unit:
         root = math.sqrt(weight - 1.0 if options.center and weight > 1.0 else weight)

@@ -66,11 +66,10 @@ class LeftLog:
             yield log.newest if isinstance(log.newest, Rotation) else _read(log.newest)
             log = log.before
 
-    def blocks(self, rank: int, /) -> Iterator[np.ndarray]:
-        """Yield blocks of rows of U, each (b, rank), from the last rows of the stream to the first. Cost: ``b r rank`` a block."""
-        R, h = None, np.zeros(rank)
+    def blocks(self, R: np.ndarray, /) -> Iterator[np.ndarray]:
+        """Yield blocks of rows of ``U R``, R (p, k), from the last rows of the stream to the first. Cost: ``b r k`` a block."""
+        h = np.zeros(R.shape[1])
         for turn in self.rotations():
-            R = np.eye(turn.new.shape[1], rank) if R is None else R
             yield turn.new @ R + np.outer(turn.roots, h)
             h = turn.fade * (turn.gain * (turn.last @ R) + h)
             R = turn.old @ R

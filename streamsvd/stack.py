@@ -118,7 +118,8 @@ class DenseRows:
         dtype = dtype_name(vt)
         C_old = from_numpy(old, like=vt, dtype=dtype)
         C_new = from_numpy(new * self.factor if raw else new, like=vt, dtype=dtype)
-        taken = from_numpy((new @ self.factor) if raw else np.zeros(p), like=self.shift)
+        taken = from_numpy(new @ self.factor, like=vt, dtype=dtype)
+        offset = None if offset is None or not raw else namespace(vt).astype(offset, vt.dtype)
         B, C = empty((p, d), like=vt), np.zeros((p, p))
         factor, work = from_numpy(self.factor, like=self.shift), None
         for start, stop in self.panels(p if raw else b):
@@ -130,15 +131,16 @@ class DenseRows:
                 part = _product(C_new, X, B[:, start:stop])
                 if old.shape[1]:
                     part += C_old @ vt[:, start:stop]
-                if raw and offset is not None:
-                    part -= namespace(vt).astype(taken[:, None] * offset[None, start:stop], vt.dtype)
-                C += _products(part)
-            if part is not B:
+                if offset is not None:
+                    part -= taken[:, None] * offset[None, start:stop]
+            if not isinstance(part, np.ndarray):
                 B[:, start:stop] = part
+            C += _products(B, start, stop)
         return B, C
 
     def _offset_energy(self, offset: Array) -> float:
-        return float(self.factor @ self.factor) * float(namespace(offset).sum(offset * offset))
+        scaled = offset * float(self.factor @ self.factor) ** 0.5
+        return float(namespace(offset).sum(scaled * scaled))
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,16 +229,21 @@ def gram_of(B: Array, /, *, double: bool = False) -> np.ndarray:
     C = np.zeros((p, p))
     width = max(256, PANEL_NUMBERS // max(1, p))
     for start in range(0, B.shape[1], width):
-        part = B[:, start : min(start + width, B.shape[1])]
-        with blas_threads(1.0 * p * p * part.shape[1]):
-            C += _products(xp.astype(part, xp.float64) if double else part)
+        stop = min(start + width, B.shape[1])
+        if double:
+            part = xp.astype(B[:, start:stop], xp.float64)
+            C += to_numpy(part @ part.T)
+        else:
+            C += _products(B, start, stop)
     return C
 
 
-def _products(part: Array) -> np.ndarray:
-    C = to_numpy(part @ part.T).astype(np.float64)
-    if dtype_name(part) == "float32":
-        np.fill_diagonal(C, to_numpy(row_energies(part)))
+def _products(B: Array, start: int, stop: int) -> np.ndarray:
+    part = B[:, start:stop]
+    with blas_threads(1.0 * B.shape[0] ** 2 * (stop - start)):
+        C = to_numpy(part @ part.T).astype(np.float64)
+    if dtype_name(B) == "float32":
+        np.fill_diagonal(C, to_numpy(row_energies(B, start, stop)))
     return C
 
 

@@ -186,11 +186,11 @@ def ingest(
         blocks, pending = split(state.pending, batch, w, t, size)
         for block in blocks:
             core = fold(core, block, like)
+            if not math.isfinite(core.ledger.total):
+                raise _NotFinite
     except _NotFinite:
         check_finite(batch)
         raise
-    if core is not None and not math.isfinite(core.ledger.total):
-        check_finite(batch)
     return core, pending, like
 
 

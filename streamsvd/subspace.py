@@ -97,10 +97,12 @@ def _warm(s: np.ndarray, C: np.ndarray, P: np.ndarray, XX: np.ndarray, dtype: An
     H = Q.T @ K
     H = (H + H.T) / 2
     w, Z = small_eigh(H)
-    # Diagonal of R = (I - QQ') G (I - QQ'), with G Q = K and Q' G Q = H.
-    rest = np.concatenate([power * np.diag(C), np.diag(XX)]) - np.einsum("ij,ij->i", Q, 2.0 * K - Q @ H)
-    discarded = float(np.maximum(rest, 0.0).sum())
-    top = _certified_top(s, C, low_P, low_XX, F)
+    # The trace of R = (I - QQ') G (I - QQ'), with G Q = K and Q' G Q = H; its diagonal, clamped, is less noisy where that shows.
+    diagonal = np.concatenate([power * np.diag(C), np.diag(XX)])
+    discarded = float(diagonal.sum() - np.trace(H))
+    if dtype == np.float64 or discarded <= 0:
+        discarded = float(np.maximum(diagonal - np.einsum("ij,ij->i", Q, 2.0 * K - Q @ H), 0.0).sum())
+    top = _certified_top(s, C, low_P, low_XX, F, low_Q)
     return Directions(Q @ Z, np.maximum(w, 0.0), discarded, min(top, discarded))
 
 
@@ -110,44 +112,48 @@ def _orthonormal_columns(upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarr
     ``[I; F]`` spans the same, and is well conditioned unless the subspace turns by nearly a right angle (then None): one Cholesky QR
     of it is orthonormal to the rounding of float64, whatever the precision that F was found in.
     """
-    from scipy.linalg.blas import dtrsm
+    from scipy.linalg.lapack import dtrtri
 
     q = upper.shape[0]
     try:
-        F = np.linalg.solve(upper.T, lower.T).T
+        F = lower @ np.linalg.inv(upper)
         wide = F.astype(np.float64)
         N = wide.T @ wide
         if not float(np.trace(N)) < TURNED:
             return None
         N.flat[:: q + 1] += 1.0
-        L = np.linalg.cholesky(N)
+        inverse = dtrtri(np.linalg.cholesky(N), lower=1)[0]
     except np.linalg.LinAlgError:
         return None
-    # [I; F] L^-T, with rows seen as the column-major transpose of themselves.
-    return dtrsm(1.0, L, np.concatenate([np.eye(q), wide]).T, lower=1).T, F
+    Q = np.empty((q + F.shape[0], q))
+    Q[:q] = inverse.T
+    np.matmul(wide, inverse.T, out=Q[q:])
+    return Q, F
 
 
-def _certified_top(s: np.ndarray, C: np.ndarray, P: np.ndarray, XX: np.ndarray, F: np.ndarray) -> float:
+def _certified_top(
+    s: np.ndarray, C: np.ndarray, P: np.ndarray, XX: np.ndarray, F: np.ndarray, low_Q: np.ndarray
+) -> float:
     """Return an upper bound, about 10 % above the truth, of the largest eigenvalue of G on the complement of Q.
 
     A few Lanczos steps propose a value t, one Cholesky factorization proves it. The complement is ``{(-F'z, z)}``, so t is an upper bound
     if and only if ``t (I + F F') - S`` is positive, where ``S = X X' + F D C D F' - F D P' - P D F'`` and ``D = diag(s)``: a b x b matrix in
-    place of m x m. What ``C - I`` adds is left to the slack.
+    place of m x m.
     """
     from scipy.linalg.lapack import dpotrf, spotrf
 
-    dtype, q, b = XX.dtype, s.size, XX.shape[0]
+    dtype, b = XX.dtype, XX.shape[0]
     FD = F * s.astype(dtype)
-    S = FD @ (FD / 2 - P).T
+    S = FD @ (FD @ (C / 2).astype(dtype) - P).T
     S += S.T
     S += XX
     N = F @ F.T
     N.flat[:: b + 1] += 1
     # Rounding of S is that of its terms, which cancel.
     eps, size = float(np.finfo(dtype).eps), float(np.einsum("ij,ij->", FD, FD))
-    slack = 4.0 * eps * (float(np.linalg.norm(np.diag(XX))) + size) + float(np.abs(C - np.eye(q)).max()) * q**0.5 * size
+    slack = 4.0 * eps * (float(np.linalg.norm(np.diag(XX))) + size)
     factor = spotrf if dtype == np.float32 else dpotrf
-    t = _lanczos(S, F)
+    t = _lanczos(S, low_Q)
     for grow in (1.08, 1.2, 1.5, 2.5):
         bound = grow * t + slack
         if factor((dtype.type(bound) * N - S).T, lower=1, overwrite_a=1, clean=0)[1] == 0:
@@ -155,28 +161,28 @@ def _certified_top(s: np.ndarray, C: np.ndarray, P: np.ndarray, XX: np.ndarray, 
     return float(np.linalg.eigvalsh(S.astype(np.float64))[-1]) + slack
 
 
-def _lanczos(S: np.ndarray, F: np.ndarray) -> float:
-    """Estimate, from below, the largest quotient ``z'Sz / (z'z + |F'z|^2)`` by a few Lanczos steps on S."""
+def _lanczos(S: np.ndarray, low_Q: np.ndarray) -> float:
+    """Estimate, from below, the largest quotient ``z'Sz / z'Nz`` with ``N^-1 = I - low_Q low_Q'``, by a few Lanczos steps."""
     diagonal = np.diag(S)
     first = int(np.argmax(diagonal))
     if not diagonal[first] > 0:
         return 0.0
-    V = np.zeros((LANCZOS_STEPS, S.shape[0]), S.dtype)
-    x, steps = S[:, first], 0
+    # V holds N-orthonormal vectors, W = N V, so no product with N is needed: the image of v under N^-1 S is S v measured by N.
+    V, W = (np.zeros((LANCZOS_STEPS, S.shape[0]), S.dtype) for _ in range(2))
+    y, least, steps = S[:, first], 1e-5 * float(diagonal[first]), 0
     for j in range(LANCZOS_STEPS):
+        z = y - low_Q @ (low_Q.T @ y)
         for _ in range(2):
-            x = x - V[:j].T @ (V[:j] @ x)
-        size = float(np.sqrt(x @ x))
-        if not size > 1e-6 * float(diagonal[first]):
+            along = W[:j] @ z
+            z, y = z - V[:j].T @ along, y - W[:j].T @ along
+        size = float(y @ z) ** 0.5 if y @ z > 0 else 0.0
+        if not size > least:
             break
-        V[j] = x / size
-        x, steps = S @ V[j], j + 1
+        V[j], W[j] = z / size, y / size
+        y, steps = S @ V[j], j + 1
     V = V[:steps]
     T = (V @ S @ V.T).astype(np.float64)
-    w, Z = np.linalg.eigh((T + T.T) / 2)
-    z = V.T @ Z[:, -1].astype(S.dtype)
-    more = F.T @ z
-    return max(float(w[-1]) / (float(z @ z) + float(more @ more)), 0.0)
+    return max(float(np.linalg.eigvalsh((T + T.T) / 2)[-1]), 0.0) if steps else 0.0
 
 
 @dataclass(frozen=True, eq=False)

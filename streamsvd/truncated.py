@@ -32,7 +32,7 @@ from streamsvd.stream import (
     rows_of,
 )
 from streamsvd.testsketch import TEST_ROWS, merge_signs, signs_of
-from streamsvd.truncation import Basis, Kept, truncate
+from streamsvd.truncation import Basis, Kept, presentable, truncate
 
 if TYPE_CHECKING:
     from streamsvd.planner import Plan
@@ -249,7 +249,8 @@ def _folded_at(core: Core, block: Block, step: Step, options: Options, exponent:
     fade = _fade(core, math.sqrt(step.past), exponent)
     rows = rows_of(block, step, exponent, options.center)
     drawn = signs_of(options.seed, core.moments.rows, rows.count)
-    return truncate(core.basis.faded(fade), rows, options, (core.test, fade, drawn)), fade
+    with np.errstate(over="ignore", invalid="ignore"):  # such a fold is done again at another exponent, or its batch refused
+        return truncate(core.basis.faded(fade), rows, options, (core.test, fade, drawn)), fade
 
 
 def _merge(a: Core, b: Core, options: Options) -> Core:
@@ -296,13 +297,14 @@ def _order(core: Core) -> tuple[float, ...]:
 
 def _read(core: Core, options: Options, k: int) -> Factors:
     xp, moments = namespace(core.vt), core.moments
-    held = min(k, core.s.size)
-    turn = signs(core.vt[:held, :])
-    vt = complete_rows(core.vt[:held, :] * turn[:, None], k)
-    s = np.zeros(max(k, core.s.size))
-    s[: core.s.size] = core.s
-    inner = xp.astype(core.test @ core.vt[:held, :].T, xp.float64)
-    rest = xp.astype(core.test, xp.float64) - inner @ xp.astype(core.vt[:held, :], xp.float64)
+    basis, Z = presentable(core.basis)
+    held = min(k, basis.s.size)
+    turn = signs(basis.vt[:held, :])
+    vt = complete_rows(basis.vt[:held, :] * turn[:, None], k)
+    s = np.zeros(max(k, basis.s.size))
+    s[: basis.s.size] = basis.s
+    inner = xp.astype(core.test @ basis.vt[:held, :].T, xp.float64)
+    rest = xp.astype(core.test, xp.float64) - inner @ xp.astype(basis.vt[:held, :], xp.float64)
     parts = np.zeros(k)
     parts[:held] = to_numpy(xp.sum(inner * inner, axis=0))
     ledger = core.ledger
@@ -321,7 +323,8 @@ def _read(core: Core, options: Options, k: int) -> Factors:
     u = None
     if core.left is not None:
         u = np.zeros((moments.rows, k))
-        u[:, :held] = np.concatenate(list(core.left.blocks(held))[::-1]) * to_numpy(turn)
+        blocks = list(core.left.blocks(Z[:, :held] * to_numpy(turn)))[::-1]
+        u[:, :held] = np.concatenate(blocks) if blocks else 0.0
         u = from_numpy(u, like=core.vt, dtype=dtype_name(core.vt))
     scale = None if options.scale is None else from_numpy(options.scale, like=moments.shift)
     mean = moments.mean if options.center else moments.delta * 0.0

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from streamsvd.options import Options
 
 POLISH_TOLERANCE = {"float32": 1e-6, "float64": 1e-13}
+# Between folds the measured Gram matrix of the rows is known, so they may stray further than in what is read.
+STRAY = 4.0
 RESOLVED = 1e2
+OUT_OF_RANGE = 2.0**120  # of float32 products; rows at the right exponent stay far below
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ def _wide(old: Basis, rows: DenseRows | SparseRows, options: Options, test: tupl
     entered = rows.enter(vt, test, double=double)
     energy = float(np.trace(entered.XX))
     mass = energy + float(old.s @ old.s)
-    if not 0 < mass < np.inf:
+    if not 0 < mass < OUT_OF_RANGE:
         return Kept(_nothing(vt), np.zeros((m, 0)), entered.test, 0.0, 0.0, energy, mass, rows.uncentered)
     single, exact = eps > 1e-8, options.shrink > 0
     C = gram_of(vt, double=True) if double and single else old.C
@@ -144,29 +147,44 @@ def _orthonormal(
     Rows are polished only where their measured Gram matrix C says so. The energies stay those of ``w``: taking them from polished
     float32 rows adds the bias of float32 products fold after fold.
     """
-    tolerance = POLISH_TOLERANCE[dtype_name(B)]
     size = D * np.sqrt(np.maximum(np.diag(C), 0.0))
     keep = np.flatnonzero(size > least)
     dropped = np.maximum(np.delete(w, keep), np.delete(size, keep) ** 2)
     Z = np.eye(w.size)[:, keep]
     if keep.size < w.size:
         B, C, D, w = _rows(B, keep), C[np.ix_(keep, keep)], D[keep], w[keep]
-    if keep.size == 0 or np.abs(C - np.eye(keep.size)).max() <= tolerance:
+    if _strays(C) <= STRAY * POLISH_TOLERANCE[dtype_name(B)]:
         return Basis(B, np.sqrt(w), C), Z, dropped
+    basis, turn = _polished(B, C, D, w)
+    return basis, Z @ turn, dropped
+
+
+def presentable(basis: Basis, /) -> tuple[Basis, np.ndarray]:
+    """Return a basis that is orthonormal to the polish tolerance, and the rotation Z that it took: what is read from a state."""
+    if _strays(basis.C) <= POLISH_TOLERANCE[dtype_name(basis.vt)]:
+        return basis, np.eye(basis.s.size)
+    return _polished(basis.vt + 0, basis.C, basis.s, basis.s**2)
+
+
+def _strays(C: np.ndarray) -> float:
+    return float(np.abs(C - np.eye(C.shape[0])).max(initial=0.0))
+
+
+def _polished(B: Array, C: np.ndarray, D: np.ndarray, w: np.ndarray) -> tuple[Basis, np.ndarray]:
+    """Orthonormalise rows ``diag(D) B``, which are overwritten; return them with the energy of ``w``, and the rotation Z."""
     fixed = polish(D, C)
     if fixed is None:
-        B, s, turn = _householder(B, D)
+        B, s, Z = _householder(B, D)
     else:
         apply_left(fixed.K, B)
-        s, turn = fixed.s, fixed.Z
-        if fixed.again:
-            second = polish(np.ones(s.size), gram_of(B))
-            if second is None:
-                B, s, more = _householder(B, s)
-                turn = turn @ more
-            else:
-                apply_left(_lower_inverse(gram_of(B)), B)
-    return Basis(B, s * math.sqrt(float(w.sum()) / float(s @ s)), gram_of(B)), Z @ turn, dropped
+        s, Z = fixed.s, fixed.Z
+        inverse = _lower_inverse(gram_of(B)) if fixed.again else None
+        if inverse is not None:
+            apply_left(inverse, B)
+        elif fixed.again:
+            B, s, turn = _householder(B, s)
+            Z = Z @ turn
+    return Basis(B, s * math.sqrt(float(w.sum()) / float(s @ s)), gram_of(B)), Z
 
 
 def _householder(B: Array, D: np.ndarray) -> tuple[Array, np.ndarray, np.ndarray]:
@@ -197,11 +215,8 @@ def _rows(B: Array, keep: np.ndarray) -> Array:
 
 
 def _lower_inverse(C: np.ndarray) -> np.ndarray | None:
-    """Return the inverse of the Cholesky factor of C, which makes nearly orthonormal rows orthonormal; None if they are not near."""
-    from scipy.linalg import solve_triangular
-
+    """Return the inverse Cholesky factor of a nearly orthonormal Gram matrix, or None where it has none."""
     try:
-        L = np.linalg.cholesky(C)
+        return np.linalg.inv(np.linalg.cholesky(C))
     except np.linalg.LinAlgError:
         return None
-    return np.asarray(solve_triangular(L, np.eye(C.shape[0]), lower=True)) if np.diag(L).min() >= 0.5 else None

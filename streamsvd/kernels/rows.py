@@ -139,13 +139,14 @@ def enter_panel(
     return to_numpy(xp.sum(xp.astype(out, xp.float64) ** 2, axis=1))
 
 
-def row_energies(rows: Array, /) -> Array:
-    """Return the squared norm of each row (b, c), of any row stride, summed in float64: array (b,)."""
+def row_energies(rows: Array, start: int = 0, stop: int | None = None, /) -> Array:
+    """Return the squared norm of the columns start .. stop of each row, row-major (b, d), summed in float64: array (b,)."""
+    stop = rows.shape[1] if stop is None else stop
     if isinstance(rows, np.ndarray):
         from streamsvd.kernels import rows_numba
 
         out = np.empty(rows.shape[0])
-        rows_numba.row_energies(out, rows)
+        rows_numba.row_energies(out, rows, start, stop)
         return out
     xp = namespace(rows)
-    return xp.sum(xp.astype(rows, xp.float64) ** 2, axis=1)
+    return xp.sum(xp.astype(rows[:, start:stop], xp.float64) ** 2, axis=1)

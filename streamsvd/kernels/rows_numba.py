@@ -121,13 +121,9 @@ def enter_panel(out, rows, start, shift, mean, factor, energies, sketch, slots, 
                     sum_[j] += sign * target[j]
 
 
-@numba.njit([types.void(_sums, _rows(t, "A")) for t in (_f4, _f8)], **_jit)
-def row_energies(out, rows):
-    part = np.empty(1024, rows.dtype)
+@numba.njit([types.void(_sums, _rows(t), types.int64, types.int64) for t in (_f4, _f8)], **_jit)
+def row_energies(out, rows, start, stop):
     for i in range(rows.shape[0]):
         out[i] = 0.0
-        for j0 in range(0, rows.shape[1], 1024):
-            n = min(1024, rows.shape[1] - j0)
-            for j in range(n):
-                part[j] = rows[i, j0 + j]
-            out[i] += _energy(part[:n])
+        for j in range(start, stop, 1024):
+            out[i] += _energy(rows[i, j : min(j + 1024, stop)])

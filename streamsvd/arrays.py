@@ -174,7 +174,7 @@ def solve_triangular(L: Array, B: Array, /, *, trans: bool = False) -> Array:
     return from_numpy(np.asarray(X), like=L, dtype=dtype_name(B))
 
 
-def small_eigh(G: np.ndarray, /, *, top: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def small_eigh(G: np.ndarray, /, *, top: int | None = None, overwrite: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, largest first, and eigenvectors of a small symmetric matrix, in float64 on one CPU thread.
 
     Parameters
@@ -182,6 +182,8 @@ def small_eigh(G: np.ndarray, /, *, top: int | None = None) -> tuple[np.ndarray,
     G : array (m, m), symmetric; only its lower triangle is read
     top : int, optional
         Only the so many largest (LAPACK's relatively robust representations; all of them by divide and conquer).
+    overwrite : bool
+        G may be destroyed.
 
     Returns
     -------
@@ -200,7 +202,8 @@ def small_eigh(G: np.ndarray, /, *, top: int | None = None) -> tuple[np.ndarray,
         else:
             from scipy.linalg import eigh
 
-            w, Q = eigh(G, driver="evr", subset_by_index=(m - top, m - 1), check_finite=False)
+            wanted = (m - top, m - 1)
+            w, Q = eigh(G, driver="evr", subset_by_index=wanted, overwrite_a=overwrite, check_finite=False)
     w, Q = w[::-1], Q[:, ::-1]
     return (w, Q) if top is None else (w[:top], Q[:, :top])
 

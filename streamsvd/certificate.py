@@ -169,7 +169,7 @@ class Certificate:
     def _angle(self, power: np.ndarray, rank: int) -> float | None:
         if not 0 < rank <= self.s.size:
             return None
-        error = self.norm + self.noise + 2.0 * math.sqrt(self.rows_noise * self.total)
+        error = self.norm + self.noise + 2.0 * math.sqrt(self.rows_noise * self.total) + self.rows_noise
         gap = float(power[rank - 1] - power[rank]) - error
         return error / gap if gap > error else None
 

@@ -90,7 +90,8 @@ class Factors:
     def explained_variance(self) -> Array:
         """Variance along each component, ``s^2 / dof``, array (k,)."""
         root = self.dof**0.5
-        return (self.s / root) ** 2 if root > 0 else self.s * 0
+        with np.errstate(over="ignore"):  # the squares of 1e160 are infinite, and said to be so
+            return (self.s / root) ** 2 if root > 0 else self.s * 0
 
     @property
     def explained_variance_ratio(self) -> Array:
@@ -111,7 +112,8 @@ class Factors:
         else:
             share = max(0.0, 1.0 - float(np.sum(to_numpy(self.explained_variance_ratio).astype(np.float64))))
             rest = self.norm * share**0.5
-        return (rest / (directions * self.dof) ** 0.5) ** 2
+        deviation = rest / (directions * self.dof) ** 0.5
+        return deviation * deviation
 
     def transform(self, X: Array, /) -> Array:
         """Coordinates of rows in the components: ``((X - mean) / scale) V'``.

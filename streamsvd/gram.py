@@ -176,7 +176,7 @@ class Gram:
             msg = "this state has seen no rows, so it has no factors yet; call sketch = sketch.update(X) first"
             raise ValueError(msg)
         assert self.like is not None
-        return _read(self._folded(), self.options, k, self.like)
+        return _read(self._folded(), self.options, k, self.like, self.pending.count > 0)
 
     def _folded(self) -> GramCore:
         """Fold a copy of the rows that wait."""
@@ -241,10 +241,10 @@ def _fold(core: GramCore, block: Block, options: Options, owned: bool) -> GramCo
     step = advance(core.moments, block, options)
     past = core.ledger.total * step.past
     exponent = core.exponent if past > 0 else exponent_for(largest_entry(block, step))
-    rows, energy = _entered(block, step, exponent, options.center)
+    rows, energy = _entered(block, step, exponent, options)
     if not LEAST < max(energy, past) < LARGEST and max(energy, past) > 0:
         exponent = max(exponent_for(largest_entry(block, step)), exponent_for(math.sqrt(past), core.exponent))
-        rows, energy = _entered(block, step, exponent, options.center)
+        rows, energy = _entered(block, step, exponent, options)
     fade = math.ldexp(step.past, 2 * (core.exponent - exponent)) if core.ledger.total > 0 else 1.0
     scatter = core.scatter if owned else _owned(core.scatter)
     if fade != 1.0:
@@ -260,11 +260,12 @@ def _fold(core: GramCore, block: Block, options: Options, owned: bool) -> GramCo
     return GramCore(scatter, step.moments, old + entry, exponent)
 
 
-def _entered(block: Block, step: Step, exponent: int, centered: bool) -> tuple[Array | SparseRows, float]:
+def _entered(block: Block, step: Step, exponent: int, options: Options) -> tuple[Array | SparseRows, float]:
     """Return the rows as they enter, float64 and centred (or sparse), and their energy."""
-    rows = rows_of(block, step, exponent, centered)
+    rows = rows_of(block, step, exponent, options)
     if isinstance(rows, SparseRows):
-        return rows, rows.energy
+        with np.errstate(over="ignore", invalid="ignore"):  # then this is done again at another exponent
+            return rows, rows.energy
     xp = namespace(rows.rows)
     R = (
         np.empty(rows.rows.shape)
@@ -317,7 +318,8 @@ def _order(core: GramCore) -> tuple[float, ...]:
     return (float(core.moments.rows), core.moments.weight, core.exponent, core.ledger.total)
 
 
-def _read(core: GramCore, options: Options, k: int, like: Array) -> Factors:
+def _read(core: GramCore, options: Options, k: int, like: Array, owned: bool) -> Factors:
+    """Diagonalise; an ``owned`` scatter is overwritten."""
     S, moments, total = to_numpy(core.scatter), core.moments, core.ledger.total
     scale, noise = options.scale, core.ledger.noise
     if options.unit:
@@ -325,21 +327,26 @@ def _read(core: GramCore, options: Options, k: int, like: Array) -> Factors:
         scale = np.where(deviation > 0, deviation, 1.0)
         S = S / scale[:, None] / scale[None, :]
         noise, total = noise / total * np.trace(S) if total > 0 else 0.0, float(np.trace(S))
-    w, Q = small_eigh(S, top=min(k + 1, options.columns))
+    w, Q = small_eigh(S, top=min(k + 1, options.columns), overwrite=owned)
     w = np.maximum(w, 0.0)
-    w[w <= 4.0 * options.columns * EPS64 * (w[0] if w.size else 0.0)] = 0.0
+    # What float64 cannot tell from zero is read as zero, and accounted for as left out.
+    nothing = w <= 4.0 * options.columns * EPS64 * w[0]
+    unresolved, w = w[nothing], np.where(nothing, 0.0, w)
     held = int(np.count_nonzero(w[:k]))
     xp, dtype = namespace(like), dtype_name(like)
     vt = from_numpy(np.ascontiguousarray(Q[:, :held].T), like=like, dtype=dtype)
     vt = complete_rows(vt * signs(vt)[:, None], k)
     s = np.sqrt(w) if w.size > k else np.concatenate([np.sqrt(w), np.zeros(k + 1 - w.size)])
-    tail = max(0.0, total - float(w.sum())) if w.size < options.columns else 0.0
+    lost = float(unresolved.sum())
+    tail = max(lost, total - float(w.sum())) if w.size < options.columns else lost
     eps = float(np.finfo(dtype).eps)
     certificate = Certificate(
         exponent=0 if options.unit else core.exponent,
         s=s,
         total=total,
         tail=tail,
+        trace=lost,
+        norm=float(unresolved.max(initial=0.0)),
         noise=noise + 64.0 * EPS64 * total,
         rows_noise=eps * eps * total,
         test_rest=tail + float(w[k:].sum()),
@@ -374,4 +381,4 @@ def _read(core: GramCore, options: Options, k: int, like: Array) -> Factors:
     )
 
 
-_ENERGIES = ("total", "tail", "noise", "rows_noise", "test_rest")
+_ENERGIES = ("total", "tail", "trace", "norm", "noise", "rows_noise", "test_rest")

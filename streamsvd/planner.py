@@ -112,7 +112,7 @@ def sketch(
     Notes
     -----
     Work for a row, in float32 multiply-adds (float64 counts twice): exact moments ``d^2``; merge-and-truncate
-    ``4 r d + 40 r^2`` (its products, and the small algebra of a fold shared by its 3r rows). Exact moments are chosen where they need
+    ``4 r d + 110 r^2`` (its products, and the small algebra of a fold shared by its 3r rows). Exact moments are chosen where they need
     no more work, or are asked for and fit.
     """
     decay, seconds = _decay(decay, half_life)
@@ -158,7 +158,7 @@ def widen(state: Any, columns: int, /) -> Any:
 
 def _plan(options: Options, kind: str, exact: bool, kept_given: bool) -> Plan:
     d, r = options.columns, options.kept
-    work = {"gram": float(d) * d, "truncated": 4.0 * r * min(d, 4 * r + d) + 40.0 * r * r}
+    work = {"gram": float(d) * d, "truncated": 4.0 * r * d + 110.0 * r * r}
     memory = {"gram": 3 * 8 * d * d, "truncated": 8 * 4 * r * d}
     only = [
         name

@@ -139,8 +139,10 @@ class DenseRows:
         return B, C
 
     def _offset_energy(self, offset: Array) -> float:
-        scaled = offset * float(self.factor @ self.factor) ** 0.5
-        return float(namespace(offset).sum(scaled * scaled))
+        # Scaled before it is squared: the offset itself may be 1e160.
+        largest = float(self.factor.max(initial=0.0))
+        scaled = offset * largest
+        return float(namespace(offset).sum(scaled * scaled)) * float(np.sum((self.factor / (largest or 1.0)) ** 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,11 +174,15 @@ class SparseRows:
         cross = (self.rows @ self.mean) * self.factor**2
         return max(0.0, self.uncentered - 2.0 * float(cross.sum()))
 
-    def cancels(self) -> bool:
-        """Tell whether the mean is so large against the spread of the rows that they are better densified and centred first."""
-        raw = float(self.rows.data.astype(np.float64) @ self.rows.data) / max(1, self.count)
-        offset = float(self.mean @ self.mean)
-        return offset > CANCELLATION * max(raw - offset, 0.0)
+    def cancels(self, each: bool = False, /) -> bool:
+        """Tell whether the mean is so large against the spread that the rows are better densified and centred first.
+
+        Of all columns together, or of ``each``, where columns are scaled one by one later.
+        """
+        raw, offset = self.rows.multiply(self.rows).sum(axis=0) / max(1, self.count), self.mean**2
+        if not each:
+            raw, offset = raw.sum(keepdims=True), offset.sum(keepdims=True)
+        return bool(np.any(offset > CANCELLATION * np.maximum(raw - offset, 0.0)))
 
     def enter(self, vt: Array, test: tuple[Array, float, Any], /, *, double: bool = True) -> Entered:
         """Return what the dense rows do, always from float64 products."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,12 +53,11 @@ class Block:
     times: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Piece:
+class Piece(NamedTuple):
     """A run of waiting rows of one storage format: the first ``count`` rows of a store, or CSR rows."""
 
     rows: Store | Any
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  (these hide the methods of a tuple)
     weights: np.ndarray | None = None
     times: np.ndarray | None = None
 
@@ -71,12 +70,11 @@ class Piece:
         return Block(self.rows, self.weights, self.times)
 
 
-@dataclass(frozen=True, eq=False)
-class Pending:
+class Pending(NamedTuple):
     """Rows that wait to be folded."""
 
     pieces: tuple[Piece, ...] = ()
-    count: int = 0
+    count: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def last_time(self, before: float, /) -> float:
         """Return the newest time among the rows, or ``before``."""
@@ -190,7 +188,8 @@ def ingest(
                 raise _NotFinite
     except _NotFinite:
         check_finite(batch)
-        raise
+        msg = "the energy of this batch is out of the range of float64; the state is unchanged: divide the rows by a constant"
+        raise ValueError(msg) from None
     return core, pending, like
 
 
@@ -375,10 +374,7 @@ def _ages(old: Moments, block: Block, options: Options) -> tuple[float, np.ndarr
 
 
 def _first_shift(block: Block, weights: np.ndarray, options: Options) -> tuple[Array, Array]:
-    if is_sparse(block.rows):
-        zeros = np.zeros(options.columns)
-        return zeros, zeros
-    xp = namespace(block.rows)
+    xp = np if is_sparse(block.rows) else namespace(block.rows)
     zeros = (
         xp.zeros((options.columns,), dtype=xp.float64, device=device_of(block.rows))
         if xp is not np
@@ -391,8 +387,11 @@ def _first_shift(block: Block, weights: np.ndarray, options: Options) -> tuple[A
 
 def _block_sums(block: Block, shift: Array, weights: np.ndarray) -> Array:
     if is_sparse(block.rows):
-        sums = block.rows.T.astype(np.float64) @ weights
-        return from_numpy(sums, like=shift) - float(weights.sum()) * shift
+        # Entry by entry, for the sum of a large mean would carry its rounding; what is not stored counts as -shift.
+        rows, offset = block.rows, to_numpy(shift)
+        entries = np.ones(rows.data.size), rows.data - offset[rows.indices]
+        stored, near = (type(rows)((x, rows.indices, rows.indptr), rows.shape) for x in entries)
+        return from_numpy(near.T @ weights - (float(weights.sum()) - stored.T @ weights) * offset, like=shift)
     return column_sums(block.rows, shift, from_numpy(weights, like=shift))
 
 
@@ -403,13 +402,14 @@ def exponent_for(size: float, exponent: int = 0, /) -> int:
     return max(-MAX_EXPONENT, min(MAX_EXPONENT, math.frexp(size)[1] + exponent))
 
 
-def rows_of(block: Block, step: Step, exponent: int, centered: bool, /) -> DenseRows | SparseRows:
+def rows_of(block: Block, step: Step, exponent: int, options: Options, /) -> DenseRows | SparseRows:
     """Return the rows of a block as a fold reads them: centred, weighted, and scaled by ``2^-exponent``."""
-    factor = np.ldexp(np.sqrt(step.weights), -exponent)
-    shift, rows = step.moments.shift, block.rows
+    roots, shift, rows = np.sqrt(step.weights), step.moments.shift, block.rows
     if is_sparse(rows):
-        sparse = SparseRows(rows, to_numpy(shift) + to_numpy(step.mean), factor)
-        if not sparse.cancels():
+        # Scaled before any product, since the square of an entry may be out of range.
+        data, mean = (np.ldexp(x, -exponent) for x in (rows.data.astype(np.float64), to_numpy(shift) + to_numpy(step.mean)))
+        sparse = SparseRows(type(rows)((data, rows.indices, rows.indptr), rows.shape), mean, roots)
+        if not options.center or not sparse.cancels(options.unit):
             return sparse
         rows = rows.toarray()
-    return DenseRows(rows, shift, step.mean, factor, centered)
+    return DenseRows(rows, shift, step.mean, np.ldexp(roots, -exponent), options.center)

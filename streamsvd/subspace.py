@@ -157,7 +157,7 @@ def _certified_top(
     for grow in (1.08, 1.2, 1.5, 2.5):
         bound = grow * t + slack
         if factor((dtype.type(bound) * N - S).T, lower=1, overwrite_a=1, clean=0)[1] == 0:
-            return bound + slack
+            return bound * (1.0 + b * eps) + slack
     return float(np.linalg.eigvalsh(S.astype(np.float64))[-1]) + slack
 
 

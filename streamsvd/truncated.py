@@ -247,7 +247,7 @@ def _fold(core: Core, block: Block, options: Options) -> Core:
 
 def _folded_at(core: Core, block: Block, step: Step, options: Options, exponent: int) -> tuple[Kept, float]:
     fade = _fade(core, math.sqrt(step.past), exponent)
-    rows = rows_of(block, step, exponent, options.center)
+    rows = rows_of(block, step, exponent, options)
     drawn = signs_of(options.seed, core.moments.rows, rows.count)
     with np.errstate(over="ignore", invalid="ignore"):  # such a fold is done again at another exponent, or its batch refused
         return truncate(core.basis.faded(fade), rows, options, (core.test, fade, drawn)), fade
@@ -308,6 +308,8 @@ def _read(core: Core, options: Options, k: int) -> Factors:
     parts = np.zeros(k)
     parts[:held] = to_numpy(xp.sum(inner * inner, axis=0))
     ledger = core.ledger
+    # What V lacks of orthonormal rows is left in A (I - V'V), and in singular values taken for those of diag(s) V.
+    stray = basis.s[:, None] * (basis.C - np.eye(basis.s.size))
     certificate = Certificate(
         exponent=core.exponent,
         s=s,
@@ -316,7 +318,7 @@ def _read(core: Core, options: Options, k: int) -> Factors:
         trace=ledger.discarded,
         norm=min(ledger.top, ledger.discarded),
         noise=ledger.noise,
-        rows_noise=ledger.rows_noise,
+        rows_noise=ledger.rows_noise + float(np.vdot(stray, stray)),
         test_rest=float(xp.sum(rest * rest)),
         test_parts=parts,
     )

@@ -29,7 +29,7 @@ def residual(A: Any, vt: Array, /, *, mean: Any = None, weights: Any = None) -> 
     A = A.tocsr() if is_sparse(A) else A
     total = 0.0
     for start in range(0, A.shape[0], 4096):
-        rows = A[start : start + 4096]
+        rows = A[start : min(start + 4096, A.shape[0]), :]
         X = (rows.toarray() if is_sparse(rows) else to_numpy(rows)).astype(np.float64) - center
         rest = X - (X @ V.T) @ V
         w = 1.0 if weights is None else to_numpy(weights)[start : start + 4096, None]

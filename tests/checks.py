@@ -90,7 +90,7 @@ def assert_bounds(f: Any, truth: Truth, *, slack: float = 1e-12) -> None:
     k, b, tiny = f.rank, f.bound, slack * truth.energy
     low, high = b.sigma
     assert truth.energy > 0
-    assert f.energy == pytest.approx(truth.energy, rel=1e-6 if "32" in str(f.vt.dtype) else 1e-12)
+    assert f.energy == pytest.approx(truth.energy, rel=1e-6 if "32" in str(f.vt.dtype) else slack)
     residual, spectral, best = truth.residual(to_numpy(f.vt)), truth.spectral(to_numpy(f.vt)), truth.optimal(k)
     assert residual <= b.residual + tiny
     assert spectral <= b.spectral + tiny

@@ -6,6 +6,7 @@ Small factorizations always run in float64 on the CPU with one BLAS thread: a th
 
 from __future__ import annotations
 
+import functools
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,14 @@ def blas_threads(flops: float, /) -> Iterator[None]:
     else:
         with one_thread():
             yield
+
+
+@functools.cache
+def blas_routine(name: str, /) -> Any:
+    """Return a BLAS or LAPACK routine of SciPy by its name, for what NumPy does not reach: ``"dsyrk"``, ``"spotrf"``."""
+    from scipy.linalg import blas, lapack
+
+    return getattr(blas, name, None) or getattr(lapack, name)
 
 
 def solve_triangular(L: Array, B: Array, /, *, trans: bool = False) -> Array:

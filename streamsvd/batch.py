@@ -74,7 +74,8 @@ def _array(X: Any) -> Array:
         return np.from_dlpack(X)
     if hasattr(X, "__array__"):
         return np.asarray(X)
-    msg = f"got {type(X).__name__}; expected rows as an array (NumPy, torch, CuPy, SciPy sparse), an Arrow or Polars table, or a DLPack object"
+    expected = "an array (NumPy, torch, CuPy, SciPy sparse), an Arrow or Polars table, or a DLPack object"
+    msg = f"got {type(X).__name__}; expected rows as {expected}"
     raise TypeError(msg)
 
 

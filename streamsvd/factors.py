@@ -184,7 +184,8 @@ class Factors:
         if rank is None:
             rank = self._rank_for(float(energy or 0.0))
         if not 1 <= rank <= self.rank:
-            msg = f"rank={rank} is outside 1 .. {self.rank}, the components held; write truncate(rank={self.rank}) or fit with a larger rank"
+            cure = f"write truncate(rank={self.rank}) or fit with a larger rank"
+            msg = f"rank={rank} is outside 1 .. {self.rank}, the components held; {cure}"
             raise ValueError(msg)
         u = None if self.u is None else self.u[:, :rank]
         return dataclasses.replace(self, s=self.s[:rank], vt=self.vt[:rank, :], u=u)

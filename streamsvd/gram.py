@@ -10,6 +10,7 @@ import numpy as np
 
 from streamsvd.arrays import (
     Array,
+    blas_routine,
     blas_threads,
     device_of,
     dtype_name,
@@ -280,9 +281,7 @@ def _add_dense(scatter: Array, R: Array) -> None:
     """Add ``R'R`` to the scatter, in place; BLAS's symmetric update touches the lower triangle alone."""
     with blas_threads(float(R.shape[0]) * R.shape[1] ** 2):
         if isinstance(R, np.ndarray):
-            from scipy.linalg.blas import dsyrk
-
-            dsyrk(1.0, R.T, beta=1.0, c=scatter, lower=1, overwrite_c=1)
+            blas_routine("dsyrk")(1.0, R.T, beta=1.0, c=scatter, lower=1, overwrite_c=1)
         else:
             scatter += R.T @ R
 
@@ -301,8 +300,8 @@ def _merge(a: GramCore, b: GramCore, options: Options) -> GramCore:
     exponent = max(a.exponent, b.exponent)
     row = None if joint.row is None else joint.row * math.ldexp(1.0, -exponent)
     joined = 0.0 if row is None else float(namespace(row).sum(row * row))
-    if joined >= LARGEST and row is not None:
-        exponent = exponent_for(math.sqrt(joined) if math.isfinite(joined) else math.inf, exponent)
+    if joint.row is not None and not joined < LARGEST:
+        exponent = exponent_for(float(namespace(joint.row).max(namespace(joint.row).abs(joint.row))))
         row = joint.row * math.ldexp(1.0, -exponent)
         joined = float(namespace(row).sum(row * row))
     to_a, to_b = (math.ldexp(f, 2 * (c.exponent - exponent)) for f, c in ((joint.fade_a, a), (joint.fade_b, b)))
@@ -358,7 +357,7 @@ def _read(core: GramCore, options: Options, k: int, like: Array, owned: bool) ->
     weight = moments.weight
     if options.unit:
         root = math.sqrt(weight - 1.0 if options.center and weight > 1.0 else weight)
-        scale = np.ldexp(scale, core.exponent) / root
+        scale = np.ldexp(np.asarray(scale), core.exponent) / root
         certificate = replace(
             certificate,
             s=s * root,

@@ -1,9 +1,9 @@
 """The left factor of a stream, rebuilt from the small rotations of its folds.
 
-A fold replaces the stack ``[diag(s) V; X; correction]`` by ``diag(s') V' = Q'[...]``, so the left factor of everything before it is
+A fold replaces the stack ``[diag(s) V; X]`` by ``diag(s') V' = Q'[...]``, so the left factor of everything before it is
 multiplied by the top block of Q, and the new rows have the middle block. Kept are these blocks, b r numbers for b rows; ``U`` follows
 backwards, and ``||A - U diag(s) V||_F^2`` equals ``discarded``.
-With centring, the stack holds the difference of the means along ``e``, the unit vector of the weights of the new rows (see ``stream.Step``),
+With centring, the stack holds the difference of the means along ``e``, the unit vector of the new rows' weights (see ``stream.Step``),
 and the rows that are centred at the new mean hold it along ``sqrt(1 - f) e - sqrt(f) e_old``: the left factor is turned in that plane.
 """
 
@@ -90,10 +90,16 @@ class LeftLog:
     @classmethod
     def from_parts(cls, arrays: dict[str, np.ndarray], folder: str | None = None, /) -> LeftLog:
         """Restore a log; rotations stay in memory until the next one is spilled."""
-        log, at = cls(folder), dict.fromkeys(("old", "new", "last", "roots"), 0)
+        log, at = cls(folder), dict.fromkeys(["old", "new", "last", "roots"], 0)
         for (q, p, b), (gain, fade) in zip(arrays["left_sizes"], arrays["left_scalars"], strict=True):
-            held = {}
-            for name, shape in (("old", (q, p)), ("new", (b, p)), ("last", (p,)), ("roots", (b,))):
+            held: dict[str, Any] = {}
+            shapes: tuple[tuple[str, tuple[int, ...]], ...] = (
+                ("old", (q, p)),
+                ("new", (b, p)),
+                ("last", (p,)),
+                ("roots", (b,)),
+            )
+            for name, shape in shapes:
                 size = int(np.prod(shape))
                 held[name] = arrays[f"left_{name}"][at[name] : at[name] + size].reshape(shape)
                 at[name] += size

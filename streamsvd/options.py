@@ -45,7 +45,7 @@ class Options:
             if mine != theirs:
                 return f"{name}={mine} and {name}={theirs}"
         if (self.scale is None) != (other.scale is None) or (
-            self.scale is not None and not np.array_equal(self.scale, other.scale)
+            self.scale is not None and not np.array_equal(self.scale, np.asarray(other.scale))
         ):  # type: ignore[arg-type]
             return "different scale vectors"
         return ""
@@ -86,10 +86,12 @@ class Options:
 
     def _checked_times(self, timestamps: Any, b: int, last: float) -> np.ndarray:
         if self.half_life is None:
-            msg = "got timestamps, but this sketch ages by rows or not at all; make it with half_life as a time, for example half_life='30s'"
+            cure = "make it with half_life as a time, for example half_life='30s'"
+            msg = f"got timestamps, but this sketch ages by rows or not at all; {cure}"
             raise ValueError(msg)
         if timestamps is None:
-            msg = f"half_life={self.half_life} s ages rows by time, but no timestamps came; pass update(X, timestamps=t) with one time a row"
+            cure = "pass update(X, timestamps=t) with one time a row"
+            msg = f"half_life={self.half_life} s ages rows by time, but no timestamps came; {cure}"
             raise ValueError(msg)
         t = np.asarray(to_numpy(timestamps) if not isinstance(timestamps, (list, tuple)) else timestamps)
         if t.dtype.kind == "M":
@@ -101,7 +103,8 @@ class Options:
         steps = np.diff(t, prepend=last)
         if not np.isfinite(t).all() or (steps < 0).any():
             row = int(np.flatnonzero(~np.isfinite(t) | (steps < 0))[0])
-            msg = f"timestamps must be finite and in order; row {row} has {t[row]} after {t[row - 1] if row else last}: sort the batch by time first"
+            before = t[row - 1] if row else last
+            msg = f"timestamps must be finite and in order; row {row} has {t[row]} after {before}: sort the batch by time first"
             raise ValueError(msg)
         return t
 

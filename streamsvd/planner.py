@@ -169,7 +169,8 @@ def _plan(options: Options, kind: str, exact: bool, kept_given: bool) -> Plan:
         msg = f"kind={kind!r} is not known; expected 'auto', 'gram' (exact moments) or 'truncated' (merge and truncate)"
         raise ValueError(msg)
     if kind == "gram" and (options.shrink > 0 or options.keep_left):
-        msg = f"{' and '.join(n for n in only if n != 'kept')} belongs to merge-and-truncate; write kind='truncated', or leave it out for exact moments"
+        names = " and ".join(n for n in only if n != "kept")
+        msg = f"{names} belongs to merge-and-truncate; write kind='truncated', or leave it out for exact moments"
         raise ValueError(msg)
     if options.unit and kind == "truncated":
         msg = "scale='unit' needs the standard deviations in advance here: pass a vector, scale=std, use streamsvd.fit, or kind='gram'"

@@ -5,6 +5,7 @@ A panel is centred in cache when it is needed, so a fold never holds a centred c
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ class DenseRows:
         width = max(256, PANEL_NUMBERS // max(1, wanted)) if is_numpy(namespace(self.rows)) else d
         count = max(1, round(d / width))
         edges = [d * i // count for i in range(count + 1)]
-        yield from zip(edges[:-1], edges[1:], strict=True)
+        yield from itertools.pairwise(edges)
 
     def enter(self, vt: Array, test: tuple[Array, float, Any], /, *, double: bool = False) -> Entered:
         """Centre the rows and take their products with the old directions and with each other.

@@ -227,11 +227,13 @@ def check_merge(a: Any, b: Any, /) -> None:
     """Refuse to merge states of different kind, options, dtype or array library; the message names what differs."""
     if type(a) is not type(b):
         kind = getattr(b, "kind", type(b).__name__)
-        msg = f"cannot merge a {a.kind} state with {kind!r}; make both with the same kind=, for example streamsvd.sketch(..., kind={a.kind!r})"
+        cure = f"make both with the same kind=, for example streamsvd.sketch(..., kind={a.kind!r})"
+        msg = f"cannot merge a {a.kind} state with {kind!r}; {cure}"
         raise TypeError(msg)
     difference = a.options.difference(b.options)
     if difference:
-        msg = f"cannot merge states made with different options: {difference}; make both with the same options (streamsvd.widen adds columns)"
+        cure = "make both with the same options (streamsvd.widen adds columns)"
+        msg = f"cannot merge states made with different options: {difference}; {cure}"
         raise ValueError(msg)
     if a.options.keep_left or b.options.keep_left:
         msg = "states that keep the left factor cannot be merged: its rows belong to one stream in order; make them with keep_left=False"
@@ -407,7 +409,9 @@ def rows_of(block: Block, step: Step, exponent: int, options: Options, /) -> Den
     roots, shift, rows = np.sqrt(step.weights), step.moments.shift, block.rows
     if is_sparse(rows):
         # Scaled before any product, since the square of an entry may be out of range.
-        data, mean = (np.ldexp(x, -exponent) for x in (rows.data.astype(np.float64), to_numpy(shift) + to_numpy(step.mean)))
+        data, mean = (
+            np.ldexp(x, -exponent) for x in (rows.data.astype(np.float64), to_numpy(shift) + to_numpy(step.mean))
+        )
         sparse = SparseRows(type(rows)((data, rows.indices, rows.indptr), rows.shape), mean, roots)
         if not options.center or not sparse.cancels(options.unit):
             return sparse

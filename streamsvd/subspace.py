@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamsvd.arrays import one_thread, small_eigh
+from streamsvd.arrays import blas_routine, one_thread, small_eigh
 
 TRIGGER = 2.0
 TURNED = 1e6
@@ -33,7 +33,15 @@ class Directions:
 
 
 def leading(
-    s: np.ndarray, C: np.ndarray, P: np.ndarray, XX: np.ndarray, kept: int, /, *, exact: bool = False, single: bool = False
+    s: np.ndarray,
+    C: np.ndarray,
+    P: np.ndarray,
+    XX: np.ndarray,
+    kept: int,
+    /,
+    *,
+    exact: bool = False,
+    single: bool = False,
 ) -> Directions:
     """Find at most ``kept`` directions: two warm-started subspace steps from the old ones, or all eigenvectors where that is owed.
 
@@ -112,8 +120,6 @@ def _orthonormal_columns(upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarr
     ``[I; F]`` spans the same, and is well conditioned unless the subspace turns by nearly a right angle (then None): one Cholesky QR
     of it is orthonormal to the rounding of float64, whatever the precision that F was found in.
     """
-    from scipy.linalg.lapack import dtrtri
-
     q = upper.shape[0]
     try:
         F = lower @ np.linalg.inv(upper)
@@ -122,7 +128,7 @@ def _orthonormal_columns(upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarr
         if not float(np.trace(N)) < TURNED:
             return None
         N.flat[:: q + 1] += 1.0
-        inverse = dtrtri(np.linalg.cholesky(N), lower=1)[0]
+        inverse = blas_routine("dtrtri")(np.linalg.cholesky(N), lower=1)[0]
     except np.linalg.LinAlgError:
         return None
     Q = np.empty((q + F.shape[0], q))
@@ -137,11 +143,9 @@ def _certified_top(
     """Return an upper bound, about 10 % above the truth, of the largest eigenvalue of G on the complement of Q.
 
     A few Lanczos steps propose a value t, one Cholesky factorization proves it. The complement is ``{(-F'z, z)}``, so t is an upper bound
-    if and only if ``t (I + F F') - S`` is positive, where ``S = X X' + F D C D F' - F D P' - P D F'`` and ``D = diag(s)``: a b x b matrix in
+    if and only if ``t (I + F F') - S`` is positive, with ``S = X X' + F D C D F' - F D P' - P D F'`` and ``D = diag(s)``: a b x b matrix in
     place of m x m.
     """
-    from scipy.linalg.lapack import dpotrf, spotrf
-
     dtype, b = XX.dtype, XX.shape[0]
     FD = F * s.astype(dtype)
     S = FD @ (FD @ (C / 2).astype(dtype) - P).T
@@ -152,7 +156,7 @@ def _certified_top(
     # Rounding of S is that of its terms, which cancel.
     eps, size = float(np.finfo(dtype).eps), float(np.einsum("ij,ij->", FD, FD))
     slack = 4.0 * eps * (float(np.linalg.norm(np.diag(XX))) + size)
-    factor = spotrf if dtype == np.float32 else dpotrf
+    factor = blas_routine("spotrf" if dtype == np.float32 else "dpotrf")
     t = _lanczos(S, low_Q)
     for grow in (1.08, 1.2, 1.5, 2.5):
         bound = grow * t + slack
@@ -202,8 +206,6 @@ def polish(D: np.ndarray, C: np.ndarray, /) -> Polish | None:
     QR, preconditioned by the rotation that made the rows nearly orthogonal (Yamamoto et al. 2015; Demmel and Veselic 1992 for the
     scaling that keeps small singular values relatively accurate).
     """
-    from scipy.linalg.blas import dtrsm
-
     size = np.sqrt(np.diag(C))
     if not np.all(size > 0):
         return None
@@ -213,5 +215,5 @@ def polish(D: np.ndarray, C: np.ndarray, /) -> Polish | None:
         except np.linalg.LinAlgError:
             return None
         Z, S, Y = np.linalg.svd((D * size)[:, None] * L)
-        K = dtrsm(1.0, L, Y, side=1, lower=1) / size
+        K = blas_routine("dtrsm")(1.0, L, Y, side=1, lower=1) / size
     return Polish(K, S, Z, bool(np.diag(L).min() < 0.5))

@@ -31,7 +31,11 @@ def factors_to_arrow(f: Factors, /) -> Any:
     meta["dtype"] = vt.dtype.name
     meta["arrays"] = {name: to_numpy(value).astype(np.float64).tolist() for name, value in arrays.items()}
     rows = pa.FixedSizeListArray.from_arrays(pa.array(vt.reshape(-1)), vt.shape[1])
-    columns = {"component": pa.array(range(f.rank), pa.int32()), "s": pa.array(to_numpy(f.s).astype(np.float64)), "vt": rows}
+    columns = {
+        "component": pa.array(range(f.rank), pa.int32()),
+        "s": pa.array(to_numpy(f.s).astype(np.float64)),
+        "vt": rows,
+    }
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(meta, sort_keys=True)})
 
 

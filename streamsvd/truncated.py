@@ -216,7 +216,12 @@ def widen_truncated(state: Truncated, columns: int, /) -> Truncated:
         moments = replace(
             core.moments, shift=pad_columns(core.moments.shift, extra), delta=pad_columns(core.moments.delta, extra)
         )
-        core = replace(core, basis=replace(core.basis, vt=pad_columns(core.vt, extra)), test=pad_columns(core.test, extra), moments=moments)
+        core = replace(
+            core,
+            basis=replace(core.basis, vt=pad_columns(core.vt, extra)),
+            test=pad_columns(core.test, extra),
+            moments=moments,
+        )
     return Truncated(options, core, state.pending.widened(extra), state.like, state.plan)
 
 
@@ -228,7 +233,11 @@ def _empty(options: Options, like: Array | None) -> Core:
     if options.keep_left:
         left = LeftLog(options.keep_left if isinstance(options.keep_left, str) else None)
     vt = xp.zeros((0, options.columns), dtype=like.dtype, **where)
-    return Core(Basis(vt, np.zeros(0), np.zeros((0, 0))), xp.zeros((TEST_ROWS, options.columns), dtype=like.dtype, **where), left=left)
+    return Core(
+        Basis(vt, np.zeros(0), np.zeros((0, 0))),
+        xp.zeros((TEST_ROWS, options.columns), dtype=like.dtype, **where),
+        left=left,
+    )
 
 
 def _fold(core: Core, block: Block, options: Options) -> Core:
@@ -249,7 +258,9 @@ def _folded_at(core: Core, block: Block, step: Step, options: Options, exponent:
     fade = _fade(core, math.sqrt(step.past), exponent)
     rows = rows_of(block, step, exponent, options)
     drawn = signs_of(options.seed, core.moments.rows, rows.count)
-    with np.errstate(over="ignore", invalid="ignore"):  # such a fold is done again at another exponent, or its batch refused
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # such a fold is done again at another exponent, or its batch refused
         return truncate(core.basis.faded(fade), rows, options, (core.test, fade, drawn)), fade
 
 

@@ -55,7 +55,13 @@ class Kept:
 
 
 def truncate(
-    old: Basis, rows: DenseRows | SparseRows, options: Options, test: tuple[Array, float, Any], /, *, double: bool = False
+    old: Basis,
+    rows: DenseRows | SparseRows,
+    options: Options,
+    test: tuple[Array, float, Any],
+    /,
+    *,
+    double: bool = False,
 ) -> Kept:
     """Keep the ``options.kept`` heaviest directions of ``M = [diag(s) V; rows]``.
 
@@ -79,7 +85,9 @@ def truncate(
     return _shrunk(kept, options.shrink) if options.shrink > 0 and m > options.kept and kept.basis.s.size else kept
 
 
-def _wide(old: Basis, rows: DenseRows | SparseRows, options: Options, test: tuple[Array, float, Any], double: bool) -> Kept:
+def _wide(
+    old: Basis, rows: DenseRows | SparseRows, options: Options, test: tuple[Array, float, Any], double: bool
+) -> Kept:
     """Truncate a stack of fewer rows than columns through its Gram matrix."""
     vt, eps = old.vt, float(np.finfo(dtype_name(old.vt)).eps)
     q, m = old.s.size, old.s.size + rows.count
@@ -110,8 +118,6 @@ def _wide(old: Basis, rows: DenseRows | SparseRows, options: Options, test: tupl
 
 def _tall(old: Basis, rows: DenseRows | SparseRows, kept: int, test: tuple[Array, float, Any]) -> Kept:
     """Factor a stack of more rows than columns by Householder QR in float64: no Gram matrix, so no squared condition number."""
-    from scipy.linalg import qr, svd
-
     vt = old.vt
     fresh = rows.enter(vt[:0, :], test).test
     new = rows.dense()
@@ -122,13 +128,13 @@ def _tall(old: Basis, rows: DenseRows | SparseRows, kept: int, test: tuple[Array
     if not 0 < mass < np.inf:
         return Kept(_nothing(vt), np.zeros((M.shape[0], 0)), fresh, 0.0, 0.0, energy, mass, rows.uncentered)
     with one_thread():
-        basis, R = qr(M, mode="economic", overwrite_a=True, check_finite=False)
-        U, S, Vt = svd(R, check_finite=False)
+        basis, R = np.linalg.qr(M)
+        U, S, Vt = np.linalg.svd(R)
     eps = float(np.finfo(dtype_name(vt)).eps)
     p = min(kept, int(np.count_nonzero(math.sqrt(M.shape[0]) * eps * S[0] < S)))
     rest = S[p:] ** 2
     B = from_numpy(np.ascontiguousarray(Vt[:p]), like=vt, dtype=dtype_name(vt))
-    new_basis, Q = Basis(B, S[:p].copy(), gram_of(B)), np.asarray(basis) @ U[:, :p]
+    new_basis, Q = Basis(B, S[:p].copy(), gram_of(B)), basis @ U[:, :p]
     return Kept(new_basis, Q, fresh, float(rest.sum()), float(rest.max(initial=0.0)), energy, mass, rows.uncentered)
 
 
@@ -192,11 +198,9 @@ def _polished(B: Array, C: np.ndarray, D: np.ndarray, w: np.ndarray) -> tuple[Ba
 
 def _householder(B: Array, D: np.ndarray) -> tuple[Array, np.ndarray, np.ndarray]:
     """Orthonormalise ``diag(D) B`` by Householder QR and a small SVD, in float64 on the host; for rows on which Cholesky fails."""
-    from scipy.linalg import qr, svd
-
-    basis, R = qr(to_numpy(B).astype(np.float64).T, mode="economic", check_finite=False)
-    Z, s, Y = svd(D[:, None] * np.asarray(R).T, check_finite=False)
-    vt = np.ascontiguousarray(Y @ np.asarray(basis).T)
+    basis, R = np.linalg.qr(to_numpy(B).astype(np.float64).T)
+    Z, s, Y = np.linalg.svd(D[:, None] * R.T)
+    vt = np.ascontiguousarray(Y @ basis.T)
     return from_numpy(vt, like=B, dtype=dtype_name(B)), s, Z
 
 

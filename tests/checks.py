@@ -6,14 +6,15 @@ library under test. ``LAWS`` lists them; ``test_laws.py`` runs all of them on ev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+
 from backends import Backend, digest
 from streams import Truth, chunks, cuts, feed, low_rank, orthonormal, projector, rows_of
-
 from streamsvd.arrays import namespace, to_numpy
 from streamsvd.planner import widen
 from streamsvd.verify import orthonormality
@@ -194,9 +195,7 @@ def check_merge_is_the_whole_stream(make: Make, backend: Backend) -> None:
     rows[: ROWS // 3] += 40.0 * orthonormal(_rng(8), 1, COLUMNS)[0]
     truth = Truth(rows, weights=weights)
     edges = [0, 1, 50, 50, 97, ROWS]
-    states = [
-        feed(make(), backend(rows[a:b]), 9, weights=weights[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    states = [feed(make(), backend(rows[a:b]), 9, weights=weights[a:b]) for a, b in itertools.pairwise(edges)]
     left = states[0]
     for state in states[1:]:
         left = left.merge(state)
@@ -339,9 +338,7 @@ def check_powers_of_two_scale_every_bit(make: Make, backend: Backend) -> None:
             assert f.norm == np.ldexp(base.norm, e)
             assert f.bound.residual_norm == np.ldexp(base.bound.residual_norm, e)
             np.testing.assert_array_equal(f.bound.sigma[1], np.ldexp(base.bound.sigma[1], e))
-            np.testing.assert_array_equal(
-                to_numpy(f.explained_variance_ratio), to_numpy(base.explained_variance_ratio)
-            )
+            np.testing.assert_array_equal(to_numpy(f.explained_variance_ratio), to_numpy(base.explained_variance_ratio))
             assert f.bound.relative == base.bound.relative > 0
 
 

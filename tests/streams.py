@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from typing import Any
 
@@ -65,7 +66,7 @@ def cuts(rng: np.random.Generator, n: int) -> list[slice]:
     """A random partition of n rows, with some empty pieces."""
     ends = np.sort(rng.integers(0, n + 1, rng.integers(1, 12)))
     edges = [0, *ends.tolist(), n]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def chunks(n: int, size: int) -> list[slice]:

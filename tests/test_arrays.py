@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import BACKENDS
 from scipy import sparse
-from streams import orthonormal
 
+from backends import BACKENDS
+from streams import orthonormal
 from streamsvd import arrays
 from streamsvd.arrays import (
     blas_threads,
@@ -31,7 +31,15 @@ def test_arrays_travel_to_numpy_and_back(backend, dtype):
     x = backend(rows)
     assert dtype_name(x) == dtype
     np.testing.assert_array_equal(to_numpy(x), rows)
-    for layout in (rows, np.asfortranarray(rows), rows[::-1], rows[:, ::-1], rows[:1][::-1], rows[:0][::-1], rows[::-1].T):
+    for layout in (
+        rows,
+        np.asfortranarray(rows),
+        rows[::-1],
+        rows[:, ::-1],
+        rows[:1][::-1],
+        rows[:0][::-1],
+        rows[::-1].T,
+    ):
         back = from_numpy(layout, like=x)
         assert type(back) is type(x)
         assert namespace(back) is namespace(x)

@@ -6,12 +6,12 @@ import datetime as dt
 
 import numpy as np
 import pytest
-from backends import digest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
-from streams import feed
 
+from backends import digest
+from streams import feed
 from streamsvd.batch import as_batch
 from streamsvd.planner import sketch
 
@@ -54,11 +54,22 @@ def state(request):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("make", [np.asarray, np.asfortranarray, lambda x: x.astype("float32"), sparse.csr_array])
 def test_nan_and_infinity_are_named_by_row_and_column(state, value, make):
-    refused(state, make(spoilt(value)), ValueError, "NaN or infinity", "1 of 20 rows", "row 7, column 4", "unchanged", "drop")
+    refused(
+        state,
+        make(spoilt(value)),
+        ValueError,
+        "NaN or infinity",
+        "1 of 20 rows",
+        "row 7, column 4",
+        "unchanged",
+        "drop",
+    )
 
 
 @pytest.mark.parametrize("row", [0, 2000, 2999])
-@pytest.mark.parametrize("make", [np.asarray, np.asfortranarray, lambda x: x[::-1][::-1], lambda x: np.repeat(x, 2, 1)[:, ::2]])
+@pytest.mark.parametrize(
+    "make", [np.asarray, np.asfortranarray, lambda x: x[::-1][::-1], lambda x: np.repeat(x, 2, 1)[:, ::2]]
+)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_nan_in_a_large_batch_is_named_wherever_it_is(state, row, make, dtype):
     """Large batches are checked where they are read anyway, in the fold or in the copy: no row may slip through."""
@@ -202,7 +213,9 @@ def test_tables_are_rows_and_their_nulls_are_named(kind, library):
 @given(
     kind=st.sampled_from(KINDS),
     shape=st.tuples(st.integers(0, 6), st.integers(0, D + 3)),
-    dtype=st.sampled_from(["float64", "float32", "int64", "bool", "complex64", "U3", "object", "float16", "datetime64[s]"]),
+    dtype=st.sampled_from(
+        ["float64", "float32", "int64", "bool", "complex64", "U3", "object", "float16", "datetime64[s]"]
+    ),
     poison=st.sampled_from([None, np.nan, np.inf]),
     weights=st.sampled_from([None, 1.0, -1.0, np.nan, "short"]),
 )
@@ -221,13 +234,14 @@ def test_any_batch_is_taken_or_refused_without_a_trace(kind, shape, dtype, poiso
         or rows.dtype.kind not in "fiub"
         or (poison is not None and rows.dtype.kind == "f" and rows.size > 0)
         or weights == "short"
-        or (weights in (-1.0,) or weights is not None and weights != weights) and shape[0] > 0
+        or ((weights in (-1.0,) or (weights is not None and weights != weights)) and shape[0] > 0)
     )
     try:
         after = state.update(rows, weights=given_weights)
     except (TypeError, ValueError) as error:
+        message = str(error)
         assert bad
-        assert len(str(error)) > 20
+        assert len(message) > 20
     else:
         assert not bad
         assert after.rows == 20 + shape[0]

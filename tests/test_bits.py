@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from backends import digest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
-from streams import chunks, feed, rows_of
 
+from backends import digest
+from streams import chunks, feed, rows_of
 from streamsvd.planner import sketch
 
 N, D, KEPT = 130, 40, 6
@@ -99,7 +101,7 @@ def test_any_cut_with_reads_and_branches_on_the_way_gives_the_same_bits(
     weights = np.random.default_rng(seed).choice([0.0, 0.5, 1.0, 3.0], N) if weighted else None
     edges = [0, *sorted(ends), N]
     state = empty(kind, decay=decay)
-    for number, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number, (a, b) in enumerate(itertools.pairwise(edges)):
         if number in reads and state.rows:
             state.factors()
             state.update(rows[:5])
@@ -137,7 +139,9 @@ def test_dtype_of_later_batches_is_that_of_the_first(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float16", "bool", "int8", "uint8", "int16", "int32", "int64", "uint64", "longdouble"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bool", "int8", "uint8", "int16", "int32", "int64", "uint64", "longdouble"]
+)
 def test_other_numbers_are_widened(kind, dtype):
     rng = np.random.default_rng(5)
     rows = rng.integers(0, 2, (N, D)).astype(dtype)

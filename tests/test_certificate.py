@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+
 from checks import assert_bounds
 from streams import STREAMS, Truth, chunks, cuts, feed, moments_of, rows_of
-
 from streamsvd.certificate import Certificate, Ledger
 from streamsvd.planner import sketch
 
@@ -37,7 +38,7 @@ class Drawn:
         )
         edges = [0, *np.sort(rng.integers(1, n, shards - 1)).tolist(), n]
         states = []
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             weights = None if self.weights is None else self.weights[a:b]
             states.append(feed(empty, self.rows[a:b], cuts(rng, b - a), weights=weights))
         while len(states) > 1:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
+
 from backends import BACKENDS, digest
 from checks import assert_bounds
-from scipy import sparse
 from streams import Truth, feed, low_rank, orthonormal, rows_of
-
 from streamsvd.arrays import to_numpy
 from streamsvd.certificate import Certificate
 from streamsvd.factors import Factors, complete_rows
@@ -109,7 +109,9 @@ def test_sparse_rows_are_transformed_like_dense_ones(scale, dtype):
     assert f.transform(rows).dtype == f.vt.dtype
 
 
-@pytest.mark.parametrize("layout", [np.asfortranarray, lambda x: x[::-1][::-1], lambda x: np.repeat(x, 2, axis=1)[:, ::2]])
+@pytest.mark.parametrize(
+    "layout", [np.asfortranarray, lambda x: x[::-1][::-1], lambda x: np.repeat(x, 2, axis=1)[:, ::2]]
+)
 def test_rows_in_any_layout_are_transformed_alike(layout):
     rows = general()
     f = factors()
@@ -249,7 +251,9 @@ def test_parts_and_back_are_the_same_bits(backend):
     assert type(again.vt) is type(f.vt)
     assert again.bound.residual == f.bound.residual
     assert again.u.shape == (N, K)
-    np.testing.assert_array_equal(to_numpy(again.transform(backend(general()))), to_numpy(f.transform(backend(general()))))
+    np.testing.assert_array_equal(
+        to_numpy(again.transform(backend(general()))), to_numpy(f.transform(backend(general())))
+    )
 
 
 def test_factors_without_a_certificate_have_no_bound():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from streams import STREAMS, Truth, chunks, feed, moments_of, orthonormal, rows_of
 
+from streams import STREAMS, Truth, chunks, feed, moments_of, orthonormal, rows_of
 from streamsvd.planner import sketch
 
 D, KEPT = 50, 10

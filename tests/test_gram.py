@@ -6,10 +6,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+
 from backends import BACKENDS, digest
 from checks import EPS, assert_bounds
 from streams import STREAMS, Truth, cuts, feed, projector, rows_of
-
 from streamsvd.arrays import to_numpy
 from streamsvd.planner import sketch
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import BACKENDS, plain, strict
 
+from backends import BACKENDS, plain, strict
 from streamsvd.arrays import to_numpy
 from streamsvd.kernels.rows import all_finite, column_sums, copy_rows, enter_panel, fill_panel, largest, row_energies
 

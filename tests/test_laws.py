@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+
 from backends import BACKENDS
 from checks import COLUMNS, KEPT, LAWS, RANK
-
 from streamsvd.planner import sketch
 
 SKETCHES = {

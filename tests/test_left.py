@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from backends import BACKENDS, digest
 from streams import Truth, feed, low_rank, rows_of
-
 from streamsvd.arrays import to_numpy
 from streamsvd.planner import sketch
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from backends import digest
-from checks import assert_agrees, assert_bounds
 from hypothesis import given
 from hypothesis import strategies as st
-from streams import Truth, feed, low_rank, rows_of
 
+from backends import digest
+from checks import assert_agrees, assert_bounds
+from streams import Truth, feed, low_rank, rows_of
 from streamsvd.planner import sketch, widen
 
 N, D = 160, 48
@@ -32,7 +34,7 @@ def test_any_merge_tree_of_any_split_is_the_whole_stream(kind, dtype, data):
     edges = [0, *sorted(data.draw(st.lists(st.integers(0, N), max_size=7))), N]
     states = [
         feed(empty(kind), rows[a:b], data.draw(st.integers(1, 40)), weights=weights[a:b])
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        for a, b in itertools.pairwise(edges)
     ]
     before = [digest(state) for state in states]
     tree = list(states)

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from backends import digest
 
 import streamsvd
+from backends import digest
 from streamsvd import Gram, Sketch, Truncated, sketch, widen
 
 
@@ -126,7 +126,15 @@ def test_options_out_of_range_or_in_conflict_are_refused(options, kind, words):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30s", 30), ("1.5m", 90), ("2h", 7200), ("100ms", 0.1), ("1d", 86400), ("3 min", 180), (timedelta(minutes=2), 120)],
+    [
+        ("30s", 30),
+        ("1.5m", 90),
+        ("2h", 7200),
+        ("100ms", 0.1),
+        ("1d", 86400),
+        ("3 min", 180),
+        (timedelta(minutes=2), 120),
+    ],
 )
 def test_half_lives_are_read_in_any_unit(text, seconds):
     assert sketch(columns=5, rank=1, half_life=text).options.half_life == pytest.approx(seconds)
@@ -167,7 +175,9 @@ def test_a_scale_vector_divides_the_columns(kind, dtype):
     np.testing.assert_array_equal(f.scale, scale)
     tolerance = 1e-4 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(f.transform(rows), g.transform((rows / scale).astype(dtype)), rtol=0, atol=tolerance)
-    np.testing.assert_allclose(f.inverse_transform(f.transform(rows)), g.inverse_transform(g.transform(rows / scale)) * scale, rtol=1e-3)
+    np.testing.assert_allclose(
+        f.inverse_transform(f.transform(rows)), g.inverse_transform(g.transform(rows / scale)) * scale, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("kind", ["gram", "truncated"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from backends import digest
 from checks import EPS
 from streams import Truth, chunks, feed, low_rank, projector, rows_of, with_spectrum
-
 from streamsvd.planner import sketch
 from streamsvd.verify import orthonormality
 

@@ -6,11 +6,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import sparse
+
 from backends import digest
 from checks import assert_bounds
-from scipy import sparse
 from streams import Truth, cuts, feed, projector
-
 from streamsvd.planner import sketch, widen
 
 N, D = 200, 70
@@ -101,7 +101,9 @@ def test_the_callers_sparse_rows_are_copied_and_never_written(kind):
     rows = sparse_rows(7)
     untidy = rows.copy()
     for i in range(N):
-        untidy.indices[untidy.indptr[i] : untidy.indptr[i + 1]] = rows.indices[rows.indptr[i] : rows.indptr[i + 1]][::-1]
+        untidy.indices[untidy.indptr[i] : untidy.indptr[i + 1]] = rows.indices[rows.indptr[i] : rows.indptr[i + 1]][
+            ::-1
+        ]
         untidy.data[untidy.indptr[i] : untidy.indptr[i + 1]] = rows.data[rows.indptr[i] : rows.indptr[i + 1]][::-1]
     untidy = sparse.csr_array((untidy.data, untidy.indices, untidy.indptr), shape=rows.shape)
     indices, data = untidy.indices.copy(), untidy.data.copy()

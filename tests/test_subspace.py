@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streams import SPECTRA, orthonormal, rows_of, with_spectrum
 
+from streams import SPECTRA, orthonormal, rows_of, with_spectrum
 from streamsvd.subspace import TRIGGER, leading, polish
 
 KEPT, D = 8, 90

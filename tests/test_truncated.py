@@ -7,12 +7,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from backends import BACKENDS, digest
-from checks import assert_agrees, assert_bounds
 from hypothesis import given
 from hypothesis import strategies as st
-from streams import Truth, chunks, cuts, feed, low_rank, rows_of
 
+from backends import BACKENDS, digest
+from checks import assert_agrees, assert_bounds
+from streams import Truth, chunks, cuts, feed, low_rank, rows_of
 from streamsvd.arrays import to_numpy
 from streamsvd.planner import sketch, widen
 from streamsvd.truncated import FLUSH, Truncated
@@ -91,9 +91,7 @@ def test_twice_the_rank_buys_many_digits():
     rng = np.random.default_rng(2)
     rows = rows_of("step", rng, 2000, D)
     truth = Truth(rows)
-    errors = [
-        np.abs(feed(empty(kept=kept), rows, 100).factors().s / truth.s[:3] - 1).max() for kept in (3, 6)
-    ]
+    errors = [np.abs(feed(empty(kept=kept), rows, 100).factors().s / truth.s[:3] - 1).max() for kept in (3, 6)]
     assert errors[1] < errors[0]
     assert errors[1] < 1e-9
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+
 from checks import EPS, POLISH
 from streams import Truth, feed, orthonormal, rows_of, with_spectrum
-
 from streamsvd import subspace, truncated, truncation
 from streamsvd.planner import sketch
 from streamsvd.verify import angles, orthonormality

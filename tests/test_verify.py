@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import BACKENDS
 from scipy import sparse
-from streams import Truth, orthonormal, rows_of
 
+from backends import BACKENDS
+from streams import Truth, orthonormal, rows_of
 from streamsvd import verify
 
 

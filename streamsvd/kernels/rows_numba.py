@@ -37,6 +37,7 @@ def _energy(row):
 
 @numba.njit([_f8(_out[t], _rows(t)) for t in (_f4, _f8)], **_jit)
 def copy_into(out, X):
+    """Copy rows and return their squared norm, which is finite only if all of them are (or overflows)."""
     total = 0.0
     for i in range(X.shape[0]):
         target, row = out[i], X[i]
@@ -106,6 +107,7 @@ def fill_panel(out, rows, start, shift, mean, factor):  # noqa: D103
     **_jit,
 )
 def enter_panel(out, rows, start, shift, mean, factor, energies, sketch, slots, signs):
+    """Centre and round a panel, add its rows to the test sketch, and sum their energies."""
     b, c = out.shape
     for j0 in range(0, c, 512):
         j1 = min(j0 + 512, c)
@@ -123,6 +125,7 @@ def enter_panel(out, rows, start, shift, mean, factor, energies, sketch, slots, 
 
 @numba.njit([types.void(_sums, _rows(t), types.int64, types.int64) for t in (_f4, _f8)], **_jit)
 def row_energies(out, rows, start, stop):
+    """Sum the squares of the columns start .. stop of each row in float64."""
     for i in range(rows.shape[0]):
         out[i] = 0.0
         for j in range(start, stop, 1024):

@@ -20,7 +20,7 @@ class Ledger:
 
     Attributes
     ----------
-    total : ``||A||_F^2`` of the rows folded, correction rows included
+    total : ``||A||_F^2`` of the rows folded
     discarded : trace of what truncation (and shrinking) removed
     top : sum of the spectral norms of what each fold removed
     noise : first-order rounding of the Gram matrices and of this ledger

@@ -61,12 +61,12 @@ class Gram:
     """The exact second moments of a stream.
 
     Invariant, with weights, decay and centring applied: ``A'A = S + rounding``, S (d, d) in float64 whatever the dtype of the rows.
-    Rows are centred at a fixed shift (the mean of the first block) and at the mean of their block, and blocks are joined by a rank-one
-    term, so a large offset costs nothing; ``X'X - n mu mu'`` would lose ``eps |mu|^2``. Nothing is truncated: ``bound.residual`` is the
+    Rows are centred at a fixed shift (the mean of the first block) and then so that no further term is needed (see ``stream.Step``), so a
+    large offset costs nothing; ``X'X - n mu mu'`` would lose ``eps |mu|^2``. Nothing is truncated: ``bound.residual`` is the
     residual itself up to rounding.
 
-    When: few columns (memory ``3 d^2`` float64 while it works), or every component is wanted. When not: singular values below 1e-8 of the
-    largest (the squares lose them: take ``kind="truncated"``).
+    When: few columns (memory ``3 d^2`` float64 while it works), or every component is wanted. When not: singular values below about
+    ``3e-8 sqrt(d)`` of the largest, which read as 0 (their squares are lost: take ``kind="truncated"``).
 
     References
     ----------

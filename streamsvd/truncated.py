@@ -125,7 +125,7 @@ class Truncated:
 
         Notes
         -----
-        Cost: about ``8 r d`` multiply-adds a row for ``r = kept``, spent when 3r rows wait; a push of one row copies that row.
+        Cost: about ``4 r d`` multiply-adds a row for ``r = kept``, spent when 3r rows wait; a push of one row copies that row.
         The dtype and the array library of the state are those of the first batch, unless ``dtype`` was given.
         """
 
@@ -147,7 +147,7 @@ class Truncated:
 
         Notes
         -----
-        Cost: ``6 d r^2`` multiply-adds. The rows that wait in either state are folded first (into copies).
+        Cost: about ``4 d r^2`` multiply-adds in float64. The rows that wait in either state are folded first (into copies).
         """
         check_merge(self, other)
         if other.rows == 0:

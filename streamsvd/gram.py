@@ -298,8 +298,9 @@ def _add_sparse(scatter: np.ndarray, rows: SparseRows) -> None:
 def _merge(a: GramCore, b: GramCore, options: Options) -> GramCore:
     joint = join(a.moments, b.moments, options)
     exponent = max(a.exponent, b.exponent)
-    row = None if joint.row is None else joint.row * math.ldexp(1.0, -exponent)
-    joined = 0.0 if row is None else float(namespace(row).sum(row * row))
+    with np.errstate(over="ignore"):  # states without energy have the least exponent, far below that of the row that joins them
+        row = None if joint.row is None else joint.row * math.ldexp(1.0, -exponent)
+        joined = 0.0 if row is None else float(namespace(row).sum(row * row))
     if joint.row is not None and not joined < LARGEST:
         exponent = exponent_for(float(namespace(joint.row).max(namespace(joint.row).abs(joint.row))))
         row = joint.row * math.ldexp(1.0, -exponent)

@@ -185,6 +185,13 @@ def check_half_life_in_seconds_ages_by_timestamps(make: Make, backend: Backend) 
         state = state.update(backend(rows[part]), timestamps=times[part])
     assert_agrees(state.factors(), truth)
     before = digest(state)
+    for stop in (3, ROWS):
+        halfway = make(half_life="30s").update(backend(rows[:stop]), timestamps=times[:stop])
+        again = type(halfway).from_parts(*halfway.parts())
+        a, b = (x.update(backend(rows), timestamps=times + times[-1]) for x in (halfway, again))
+        assert digest(a) == digest(b)
+        with pytest.raises(ValueError, match="order"):
+            again.update(backend(rows[:2]), timestamps=times[stop - 1] - np.ones(2))
     with pytest.raises(ValueError, match="order"):
         state.update(backend(rows[:2]), timestamps=times[:2])
     assert digest(state) == before

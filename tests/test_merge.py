@@ -68,6 +68,22 @@ def test_a_merged_state_goes_on_like_any_other(kind):
     assert_agrees(f, Truth(rows), units=4)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-160, 1e160])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_of_one_row_have_no_energy_until_they_meet(kind, dtype, unit):
+    rows = (np.random.default_rng(10).standard_normal((9, D)) * (unit if dtype == "float64" else 1.0)).astype(dtype)
+    state = empty(kind).update(rows[:1])
+    assert state.factors().energy == 0
+    for i in range(1, 9):
+        state = empty(kind).update(rows[i : i + 1]) + state
+    truth = Truth(rows / np.abs(rows).max().astype(float))
+    f = state.factors()
+    np.testing.assert_allclose(
+        f.s / np.abs(rows).max().astype(float), truth.s[:3], rtol=1e-5 if dtype == "float32" else 1e-12
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_merged_with_itself_counts_twice(kind):
     rows = exact(3)

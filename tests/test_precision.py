@@ -198,6 +198,13 @@ def test_float32_and_float64_agree_in_sign(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_energy_of_float32_rows_is_summed_in_float64(kind):
+    rows = general().astype("float32")
+    f = feed(empty(kind, center=False), rows, 40).factors()
+    assert f.energy == pytest.approx(float(np.vdot(rows.astype(float), rows.astype(float))), rel=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_uint8_pixels_are_exact(kind):
     rng = np.random.default_rng(9)
     rows = rng.integers(0, 256, (200, D), dtype=np.uint8)

@@ -217,6 +217,21 @@ def small_eigh(G: np.ndarray, /, *, top: int | None = None, overwrite: bool = Fa
     return (w, Q) if top is None else (w[:top], Q[:, :top])
 
 
+def small_svd(A: np.ndarray, /) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thin singular value decomposition of a small finite matrix, in float64 on one CPU thread.
+
+    Divide and conquer, or QR iteration, slower and surer, for the rare matrix on which that does not converge.
+    """
+    with one_thread():
+        try:
+            return np.linalg.svd(A, full_matrices=False)
+        except np.linalg.LinAlgError:
+            from scipy.linalg import svd
+
+            U, s, Vt = svd(A, full_matrices=False, lapack_driver="gesvd")
+            return np.asarray(U), np.asarray(s), np.asarray(Vt)
+
+
 def fix_signs(vt: Array, /) -> Array:
     """Return rows whose entry of largest magnitude is positive (the first such entry where several tie).
 

@@ -298,7 +298,8 @@ def _add_sparse(scatter: np.ndarray, rows: SparseRows) -> None:
 def _merge(a: GramCore, b: GramCore, options: Options) -> GramCore:
     joint = join(a.moments, b.moments, options)
     exponent = max(a.exponent, b.exponent)
-    with np.errstate(over="ignore"):  # states without energy have the least exponent, far below that of the row that joins them
+    with np.errstate(over="ignore"):
+        # States without energy have the least exponent, far below that of the row that joins them.
         row = None if joint.row is None else joint.row * math.ldexp(1.0, -exponent)
         joined = 0.0 if row is None else float(namespace(row).sum(row * row))
     if joint.row is not None and not joined < LARGEST:

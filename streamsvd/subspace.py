@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamsvd.arrays import blas_routine, one_thread, small_eigh
+from streamsvd.arrays import blas_routine, one_thread, small_eigh, small_svd
 
 TRIGGER = 2.0
 TURNED = 1e6
@@ -214,6 +214,6 @@ def polish(D: np.ndarray, C: np.ndarray, /) -> Polish | None:
             L = np.linalg.cholesky(C / np.outer(size, size))
         except np.linalg.LinAlgError:
             return None
-        Z, S, Y = np.linalg.svd((D * size)[:, None] * L)
+        Z, S, Y = small_svd((D * size)[:, None] * L)
         K = blas_routine("dtrsm")(1.0, L, Y, side=1, lower=1) / size
     return Polish(K, S, Z, bool(np.diag(L).min() < 0.5))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, namespace, one_thread, to_numpy
+from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, namespace, one_thread, small_svd, to_numpy
 from streamsvd.stack import DenseRows, SparseRows, apply_left, gram_of
 from streamsvd.subspace import leading, polish
 
@@ -129,7 +129,7 @@ def _tall(old: Basis, rows: DenseRows | SparseRows, kept: int, test: tuple[Array
         return Kept(_nothing(vt), np.zeros((M.shape[0], 0)), fresh, 0.0, 0.0, energy, mass, rows.uncentered)
     with one_thread():
         basis, R = np.linalg.qr(M)
-        U, S, Vt = np.linalg.svd(R)
+        U, S, Vt = small_svd(R)
     eps = float(np.finfo(dtype_name(vt)).eps)
     p = min(kept, int(np.count_nonzero(math.sqrt(M.shape[0]) * eps * S[0] < S)))
     rest = S[p:] ** 2
@@ -199,7 +199,7 @@ def _polished(B: Array, C: np.ndarray, D: np.ndarray, w: np.ndarray) -> tuple[Ba
 def _householder(B: Array, D: np.ndarray) -> tuple[Array, np.ndarray, np.ndarray]:
     """Orthonormalise ``diag(D) B`` by Householder QR and a small SVD, in float64 on the host; for rows on which Cholesky fails."""
     basis, R = np.linalg.qr(to_numpy(B).astype(np.float64).T)
-    Z, s, Y = np.linalg.svd(D[:, None] * R.T)
+    Z, s, Y = small_svd(D[:, None] * R.T)
     vt = np.ascontiguousarray(Y @ basis.T)
     return from_numpy(vt, like=B, dtype=dtype_name(B)), s, Z
 

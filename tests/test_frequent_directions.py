@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from streams import STREAMS, Truth, chunks, feed, moments_of, orthonormal, rows_of
 from streamsvd.planner import sketch
+from streamsvd.truncated import FLUSH
 
 D, KEPT = 50, 10
 
@@ -72,6 +75,22 @@ def test_plain_truncation_loses_a_slow_drift_that_frequent_directions_catches():
     for f in (plain, shrunk):
         assert truth.residual(f.vt) <= f.bound.residual
     assert truth.residual(shrunk.vt) <= 1.01 * truth.optimal(1)
+
+
+@pytest.mark.parametrize("shrink", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["flat", "1/j", "drift"])
+def test_a_fold_shrinks_by_the_largest_energy_left_out(kind, shrink):
+    """The same as in so many words: stack, take the SVD, subtract ``s_(l+1)^2`` from the last ``shrink l`` of the first l."""
+    rows = rows_of(kind, np.random.default_rng(4), 300, D)
+    B = np.zeros((0, D))
+    for part in chunks(len(rows), FLUSH * KEPT):
+        _, s, vt = np.linalg.svd(np.concatenate([B, rows[part]]), full_matrices=False)
+        less = s[:KEPT] ** 2
+        less[KEPT - math.ceil(shrink * KEPT) :] -= s[KEPT] ** 2
+        B = np.sqrt(np.maximum(less, 0))[:, None] * vt[:KEPT]
+    f = feed(empty(shrink), rows, 7).factors(KEPT)
+    np.testing.assert_allclose(moments_of(f), B.T @ B, rtol=0, atol=1e-11 * float(np.vdot(rows, rows)))
+    assert float(np.vdot(B, B)) > 0
 
 
 def test_what_is_shrunk_away_is_accounted_for():

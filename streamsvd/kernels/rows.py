@@ -46,7 +46,7 @@ def copy_rows(out: Array, X: Array, /) -> bool:
 
 
 def column_sums(rows: Array, shift: Array, weights: Array, /) -> Array:
-    """Weighted column sums of ``rows - shift`` in float64, added row after row.
+    """Weighted column sums of ``rows - shift`` in float64, added four rows at a time.
 
     Parameters
     ----------

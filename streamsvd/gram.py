@@ -23,24 +23,21 @@ from streamsvd.arrays import (
 from streamsvd.certificate import EPS64, Certificate, Ledger
 from streamsvd.factors import Factors, complete_rows
 from streamsvd.kernels.rows import fill_panel, row_energies
-from streamsvd.options import Options
-from streamsvd.stack import SparseRows
-from streamsvd.stream import (
+from streamsvd.moments import (
     LARGEST,
     LEAST,
-    Block,
     Moments,
-    Pending,
     Step,
     advance,
     check_merge,
     exponent_for,
-    ingest,
     join,
     largest_entry,
-    pad_columns,
     rows_of,
 )
+from streamsvd.options import Options
+from streamsvd.stack import SparseRows
+from streamsvd.waiting import Block, Pending, ingest, pad_columns
 
 if TYPE_CHECKING:
     from streamsvd.planner import Plan
@@ -61,7 +58,7 @@ class Gram:
     """The exact second moments of a stream.
 
     Invariant, with weights, decay and centring applied: ``A'A = S + rounding``, S (d, d) in float64 whatever the dtype of the rows.
-    Rows are centred at a fixed shift (the mean of the first block) and then so that no further term is needed (see ``stream.Step``), so a
+    Rows are centred at a fixed shift (the mean of the first block) and then so that no further term is needed (see ``moments.Step``), so a
     large offset costs nothing; ``X'X - n mu mu'`` would lose ``eps |mu|^2``. Nothing is truncated: ``bound.residual`` is the
     residual itself up to rounding.
 

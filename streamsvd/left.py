@@ -3,7 +3,7 @@
 A fold replaces the stack ``[diag(s) V; X]`` by ``diag(s') V' = Q'[...]``, so the left factor of everything before it is
 multiplied by the top block of Q, and the new rows have the middle block. Kept are these blocks, b r numbers for b rows; ``U`` follows
 backwards, and ``||A - U diag(s) V||_F^2`` equals ``discarded``.
-With centring, the stack holds the difference of the means along ``e``, the unit vector of the new rows' weights (see ``stream.Step``),
+With centring, the stack holds the difference of the means along ``e``, the unit vector of the new rows' weights (see ``moments.Step``),
 and the rows that are centred at the new mean hold it along ``sqrt(1 - f) e - sqrt(f) e_old``: the left factor is turned in that plane.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streamsvd.stream import Step
+    from streamsvd.moments import Step
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,12 @@ from streamsvd.arrays import Array, device_of, is_sparse, namespace, to_numpy
 from streamsvd.certificate import Ledger
 from streamsvd.gram import Gram, GramCore, block_rows
 from streamsvd.left import LeftLog
+from streamsvd.moments import Moments
 from streamsvd.options import Options
 from streamsvd.planner import Plan
-from streamsvd.stream import Moments, Pending, Piece
 from streamsvd.truncated import FLUSH, Core, Truncated
 from streamsvd.truncation import Basis
+from streamsvd.waiting import Pending, Piece
 
 Parts = tuple[dict[str, Array], dict[str, Any]]
 

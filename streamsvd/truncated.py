@@ -12,27 +12,24 @@ from streamsvd.arrays import Array, device_of, dtype_name, from_numpy, namespace
 from streamsvd.certificate import EPS64, Certificate, Ledger
 from streamsvd.factors import Factors, complete_rows
 from streamsvd.left import LeftLog
-from streamsvd.options import Options
-from streamsvd.stack import DenseRows
-from streamsvd.stream import (
+from streamsvd.moments import (
     LARGEST,
     LEAST,
     MAX_EXPONENT,
-    Block,
     Moments,
-    Pending,
     Step,
     advance,
     check_merge,
     exponent_for,
-    ingest,
     join,
     largest_entry,
-    pad_columns,
     rows_of,
 )
+from streamsvd.options import Options
+from streamsvd.stack import DenseRows
 from streamsvd.testsketch import TEST_ROWS, merge_signs, signs_of
 from streamsvd.truncation import Basis, Kept, presentable, truncate
+from streamsvd.waiting import Block, Pending, ingest, pad_columns
 
 if TYPE_CHECKING:
     from streamsvd.planner import Plan

@@ -25,6 +25,7 @@ docs: .venv/has-test
 
 bench: .venv/has-bench
 	$(ONE_THREAD) $(BIN)/python bench/compare.py $(ARGS)
+	$(ONE_THREAD) $(BIN)/python bench/flow.py $(ARGS)
 
 # A type checker does not read setuptools' mapping, so it is shown streamsvd.pipelines through links.
 lint: .venv/has-lint

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cases import Case
     from peers import Method, Run
 
+FLOW_PARTS = ("fold", "convert", "memory", "checkpoint")
 RESULTS = Path(__file__).parent / "results"
 MARKS = [10**4, 10**5, 10**6]
 # At 256 columns the (4r, 4r) matrices of a fold would outweigh the rows in a truncated state, whose limit counts rows.
@@ -29,13 +30,15 @@ SHAPES = {"truncated": (1024, 16), "gram": (256, 16)}
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the options, fix the threads before anything numerical is imported, and do what was asked."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
+    if options.flow is not None:
+        return None  # flow.py does that
     if options.read:
-        return _show(json.loads(_results_file(options.read).read_text()), options)
+        return _show(json.loads(results_file(options.read).read_text()), options)
     machine.set_threads(options.threads)
     import cases
 
-    chosen = cases.find(options.cases)
+    chosen = cases.TINY if options.quick and not options.cases else cases.find(options.cases)
     if options.sketch_profile:
         return profile(cases.find(options.sketch_profile)[0], options.kinds.split(",")[0])
     if options.memory:
@@ -46,10 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
         return scaling(chosen, options)
     results = run(chosen, options)
     if options.json:
-        file = _results_file(options.json)
+        file = results_file(options.json)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(results, indent=1) + "\n")
-        _say(f"written to {file}")
+        say(f"written to {file}")
     return _show(results, options)
 
 
@@ -67,13 +70,13 @@ def measure(case: Case, methods: list[Method], options: argparse.Namespace) -> d
     """Measure one case: accuracy from a first run over all rows, which also warms up; then the timed runs in turn; then the memory."""
     import cases
 
-    _say(f"{case.name}: data and truth")
+    say(f"{case.name}: data and truth")
     X = cases.data(case)
     found = [{"name": method.name, "label": method.label} for method in methods]
     ready: list[tuple[Method, Run, list[np.ndarray], dict[str, Any]]] = []
     for method, entry in zip(methods, found, strict=True):
         part = X[: case.slow_rows if method.slow else None]
-        _say(f"{case.name}: {method.label}, first run")
+        say(f"{case.name}: {method.label}, first run")
         reason = _first(case, method, X, entry)
         if reason:
             entry["skipped"] = reason
@@ -84,7 +87,7 @@ def measure(case: Case, methods: list[Method], options: argparse.Namespace) -> d
     gc.collect()
     gc.freeze()  # or each collection below walks the modules of torch
     for number in range(options.runs):
-        _say(f"{case.name}: run {number + 1} of {options.runs}")
+        say(f"{case.name}: run {number + 1} of {options.runs}")
         for _, call, batches, entry in ready:
             seconds, cpu = clock(call, batches)
             entry["seconds"].append(seconds)
@@ -135,7 +138,7 @@ def _first(case: Case, method: Method, X: np.ndarray, entry: dict[str, Any]) -> 
 def _weigh(case: Case, method: Method, entry: dict[str, Any], threads: int) -> None:
     import memory
 
-    _say(f"{case.name}: memory of {method.label}")
+    say(f"{case.name}: memory of {method.label}")
     entry["memory"] = memory.in_child("case", case.name, method.name, "resident", threads=threads)["bytes"]
     if method.ours:
         entry["arrays"] = memory.in_child("case", case.name, method.name, "traced", threads=threads)["bytes"]
@@ -194,11 +197,13 @@ def _show(results: dict[str, Any], options: argparse.Namespace) -> None:
         print("\n" + table.goals(results))
 
 
-def _results_file(name: str) -> Path:
+def results_file(name: str) -> Path:
+    """Return where results of this name are kept."""
     return Path(name) if Path(name).parent != Path() else RESULTS / name
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell on the error stream what is being done."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
@@ -209,17 +214,19 @@ def _runs(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the options, which `flow.py` shares."""
+    found = argparse.ArgumentParser(
         prog="make bench ARGS=", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
+    add = found.add_argument
     add("--cases", help="comma-separated: d784,d1024,d4096,d16384,d76800,push (default: all), or tiny,tiny-push")
     add("--methods", help="comma-separated: sklearn,peft,gensim,ours,floor (default: all)")
     add("--kinds", default="auto", help="states of ours: auto, gram, truncated, several with commas (default: auto)")
     add("--runs", type=_runs, default=5, help="timed runs (default: 5)")
     add("--threads", type=int, default=1, help="BLAS threads for everyone (default: 1)")
     add("--no-memory", action="store_true", help="leave the memory column out (one more run of each method)")
+    add("--quick", action="store_true", help="tiny sizes, which show that it runs and nothing else")
     add("--json", metavar="FILE", help="keep the results; a bare name goes to bench/results/")
     add("--read", metavar="FILE", help="print the table of kept results and measure nothing")
     add("--markdown", action="store_true", help="print the table as the README shows it")
@@ -227,7 +234,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", action="store_true", help="only: memory of both states after 10^4, 10^5 and 10^6 rows")
     add("--scaling", action="store_true", help="only: ours with 1 thread against all cores")
     add("--sketch-profile", metavar="CASE", help="only: a profile of ours on one case (--kinds chooses the state)")
-    return parser
+    add(
+        "--flow",
+        nargs="?",
+        const="",
+        metavar="PARTS",
+        help=f"only: the data flow, or parts of it: {','.join(FLOW_PARTS)}",
+    )
+    return found
+
+
+def wants_flow(options: argparse.Namespace) -> bool:
+    """Tell whether the data flow is to be measured: where it was asked for, or nothing else was."""
+    only = (options.cases, options.methods, options.memory, options.scaling, options.sketch_profile)
+    return options.flow is not None or not any(only)
 
 
 if __name__ == "__main__":

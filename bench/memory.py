@@ -21,9 +21,9 @@ import machine
 LIMITS = {"truncated": 8, "gram": 3}
 
 
-def in_child(*arguments: object, threads: int) -> dict[str, Any]:
-    """Run this file with the arguments in a fresh process and return what it measured."""
-    command = [sys.executable, str(Path(__file__).resolve()), *map(str, arguments)]
+def in_child(*arguments: object, threads: int, script: str = __file__) -> dict[str, Any]:
+    """Run a script, this file by default, with the arguments in a fresh process and return what it measured."""
+    command = [sys.executable, str(Path(script).resolve()), *map(str, arguments)]
     done = subprocess.run(command, env=machine.environment(threads), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -49,7 +49,7 @@ def measure(case_name: str, method_name: str, how: str) -> dict[str, Any]:
     run(batches[: max(2, len(batches) // 4)])
     before = _start(how)
     run(batches)
-    return {"bytes": _peak(how) - before}
+    return {"bytes": peak(how) - before}
 
 
 def growth(kind: str, columns: int, rank: int, batch: int, marks: list[int], how: str) -> list[dict[str, Any]]:
@@ -75,9 +75,9 @@ def growth(kind: str, columns: int, rank: int, batch: int, marks: list[int], how
             X *= scale
             sketch = sketch.update(X[: min(batch, mark - rows)])
             rows = sketch.rows
-        peak = max(peak, _peak(how) - start)
+        peak = max(peak, peak(how) - start)
         assert sketch.factors().bound is not None
-        read_peak = max(read_peak, _peak(how) - start)
+        read_peak = max(read_peak, peak(how) - start)
         found.append({"rows": rows, "bytes": peak, "with_factors": read_peak})
         _start(how)
     return found
@@ -128,19 +128,19 @@ def _start(how: str = "resident") -> int:
         gc.set_threshold(700, 10, 1_000_000)
         if not tracemalloc.is_tracing():
             tracemalloc.start()
-        tracemalloc.reset_peak()
+        tracemalloc.resetpeak()
         return tracemalloc.get_traced_memory()[0]
     gc.collect()
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     clear = Path("/proc/self/clear_refs")
     if not clear.exists():
-        return _peak()
+        return peak()
     clear.write_text("5")
     return _status("VmRSS")
 
 
-def _peak(how: str = "resident") -> int:
+def peak(how: str = "resident") -> int:
     """Return the highest use since ``_start``; where /proc is missing, since the process began."""
     if how == "traced":
         import tracemalloc

@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Bound",
     "Factors",
+    "Follow",
     "Gram",
     "Sketch",
     "Truncated",
@@ -32,7 +33,9 @@ __all__ = [
     "fit",
     "load",
     "save",
+    "scan_scores",
     "sketch",
+    "transform",
     "verify",
     "widen",
 ]
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
     from streamsvd.flow.batches import batches
     from streamsvd.flow.checkpoint import load, save
     from streamsvd.flow.fold import fit
+    from streamsvd.flow.follow import Follow
+    from streamsvd.flow.scan import scan_scores
+    from streamsvd.flow.scores import transform
     from streamsvd.gram import Gram
     from streamsvd.planner import Sketch, sketch, widen
     from streamsvd.truncated import Truncated
@@ -53,6 +59,7 @@ else:
     _HOME = {
         "Bound": "factors",
         "Factors": "factors",
+        "Follow": "flow.follow",
         "Gram": "gram",
         "Sketch": "planner",
         "StreamingPCA": "estimators",
@@ -62,7 +69,9 @@ else:
         "fit": "flow.fold",
         "load": "flow.checkpoint",
         "save": "flow.checkpoint",
+        "scan_scores": "flow.scan",
         "sketch": "planner",
+        "transform": "flow.scores",
         "verify": "verify",
         "widen": "planner",
     }

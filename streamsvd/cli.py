@@ -1,25 +1,26 @@
-"""The command line: ``streamsvd demo``, ``fit``, ``transform``, ``merge`` and ``inspect``. A thin face; exit codes are listed in `main`."""
+"""The command line: ``streamsvd demo``, ``fit``, ``transform``, ``merge``, ``inspect``, ``report``. A thin face; exit codes: see `main`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
 from streamsvd import __version__
-from streamsvd.settings import Flag, Json, Names, Settings
+from streamsvd.launch import run
+from streamsvd.settings import Flag, Json, Names, Policy, Settings
 from streamsvd.terminal import (
     FAILED,
-    Rejected,
     UsageError,
     checked_target,
     found_columns,
+    metrics_to,
     print_json,
-    run,
+    rejected,
+    resumable,
     say,
     usage,
 )
@@ -31,7 +32,8 @@ app = App(
     name="streamsvd",
     version=__version__,
     help="Streaming SVD and PCA with a certified error. Try: streamsvd demo",
-    help_epilogue="Exit codes: 0 done, 1 failed, 2 used wrongly, 3 done but rows were left out. --debug shows tracebacks.",
+    help_epilogue="Exit codes: 0 done, 1 failed, 2 used wrongly, 3 done but rows were left out, "
+    "130 or 143 stopped. --debug shows tracebacks, --log-level info the log.",
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
@@ -63,44 +65,58 @@ def demo(*, out: str = "out", json: Json = False) -> int:
 
 @app.command(sort_key=2)
 def fit(
-    data: list[str], /, *, settings: Settings, out: str | None = None, state: Flag = False, json: Json = False
+    data: list[str] | None = None,
+    /,
+    *,
+    settings: Settings,
+    out: str | None = None,
+    state: Flag = False,
+    follow: str | None = None,
+    metrics: str | None = None,
+    config: str | None = None,
+    json: Json = False,
 ) -> int:
     """Fold files of rows into a model with a certified error.
 
     Parameters
     ----------
     data
-        Parquet, Arrow IPC, CSV or .npy files, folders, or quoted patterns.
+        Files (Parquet, Arrow IPC, CSV, NDJSON, .npy, .npz), folders, quoted patterns, URLs.
     out
         Model file to write, such as model.svd.
     state
         Write the state instead of its factors, so that merge takes it (about 5 times larger; holds the last rows as they came).
+    follow
+        Folder whose files are folded as they appear, until stopped; wants --checkpoint.
+    metrics
+        File that gets one line of JSON for each checkpoint: rows, speed, captured energy, drift angle, residual.
+    config
+        TOML file with options, such as rank = 64; those given here count more.
     json
         Print one JSON object.
     """
-    from streamsvd.flow.batches import pieces
-    from streamsvd.flow.fold import fold
-    from streamsvd.report import origin
+    del config  # read before any option, see `streamsvd.launch.run`
+    from streamsvd.fitting import checked, measured, model_of, source_of
+    from streamsvd.flow.fold import run as folded
 
+    source = source_of(data, follow, settings.checkpoint, out)
     if state and out is None:
         msg = "--state says what --out writes, and --out is missing; add --out model.svd"
         raise UsageError(msg)
-    target = None if out is None else checked_target(out, data)
-    reading = settings.reading(found_columns(data, settings.select, (settings.weights, settings.timestamps)))
-    with Rejected() as rejected:
-        stream = pieces(data, **reading)
-        first = next(stream, None)
-        if first is None:
-            msg = f"there are no rows in {', '.join(data)}; check the path, or what --nulls drop left out"
-            raise ValueError(msg)
-        with usage():
-            empty = settings.sketch(first.x.shape[1])
-        began = time.perf_counter()
-        folded = fold(empty, data, progress=False if json else None, **reading)
-        seconds = time.perf_counter() - began
-    model = folded if state else replace(folded.factors(), names=first.names, info=origin(folded))
-    measured = {"seconds": seconds, "rows_per_second": folded.rows / seconds}
-    return _finish(model, target, json, {**measured, "dropped": rejected.rows}) or rejected.code()
+    target = None if out is None else checked_target(out, data or [])
+    if settings.checkpoint is not None:
+        kept = checked_target(settings.checkpoint, data or [], option="checkpoint")
+        if target is not None and kept.resolve() == target.resolve():
+            msg = f"--out and --checkpoint are both {out}, and one would replace the other; give them two names"
+            raise UsageError(msg)
+    beside = (settings.weights, settings.timestamps, settings.by)
+    select = checked(source, settings, found_columns(data or [], settings.select, beside))
+    began = time.perf_counter()
+    with resumable(settings.checkpoint), metrics_to(metrics, data or []) as on_event:
+        options = settings.options(select)
+        outcome = folded(source, **options, on_event=on_event, progress=False if json else None)
+    told = measured(outcome, time.perf_counter() - began, settings)
+    return _finish(model_of(outcome, state=state), target, json, told) or rejected(outcome.intake, settings.quarantine)
 
 
 @app.command(sort_key=3)
@@ -111,9 +127,13 @@ def transform(
     *,
     out: str,
     select: Names = None,
+    ids: Names = None,
     rank: int | None = None,
-    anomaly: Flag = False,
-    nulls: Literal["error", "drop"] = "error",
+    residual: Flag = False,
+    leverage: Flag = False,
+    key: str | None = None,
+    nulls: Policy = "error",
+    nonfinite: Policy = "error",
     json: Json = False,
 ) -> int:
     """Write the coordinates of rows in a model's components.
@@ -121,19 +141,27 @@ def transform(
     Parameters
     ----------
     model
-        File that fit or merge wrote.
+        File that fit or merge wrote, or a checkpoint.
     data
-        Files, folders, or quoted patterns.
+        Files, folders, quoted patterns, or URLs.
     out
         File to write: .parquet, or Arrow IPC (.arrow, .ipc, .feather).
     select
         Columns to take; those of the model by default.
+    ids
+        Columns to carry through as they are: NAME,NAME or again --ids NAME.
     rank
         Take only so many leading components.
-    anomaly
-        Also write the squared reconstruction error (residual) and Hotelling's T2 (leverage) of each row.
+    residual
+        Also write the squared reconstruction error of each row.
+    leverage
+        Also write Hotelling's T2 of each row.
+    key
+        Which state, of a model with one for each key (fit --by).
     nulls
-        What a null does: stop, or drop its row (exit code 3).
+        What a null does: stop, drop its row (exit code 3), or become the mean of its column so far.
+    nonfinite
+        The same for NaN and infinity.
     json
         Print one JSON object.
     """
@@ -141,22 +169,25 @@ def transform(
     from streamsvd.flow.sinks import SUFFIXES
 
     target = checked_target(out, [*data, model], suffixes=SUFFIXES)
-    factors = _factors(model)
+    factors = _factors(model, key)
     with usage():
         factors = factors if rank is None else factors.truncate(rank=rank)
-    columns = found_columns(data, select, (), known=factors.names)
-    with Rejected() as rejected:
-        began = time.perf_counter()
-        rows = write_scores(
-            factors, data, target, select=columns, nulls=nulls, anomaly=anomaly, progress=False if json else None
-        )
-        seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    options = {"residual": residual, "leverage": leverage, "nulls": nulls, "nonfinite": nonfinite}
+    options["select"] = found_columns(data, select, (), known=factors.names)
+    options["ids"] = found_columns(data, ids, ()) if ids else None
+    written = write_scores(factors, data, target, **options, progress=False if json else None)
+    seconds = time.perf_counter() - began
     if json:
-        values = {"out": str(target), "rows": rows, "rank": factors.rank, "dropped": rejected.rows}
-        print_json({**values, "seconds": seconds, "rows_per_second": rows / seconds})
+        counts = {
+            name: {} if written.intake is None else getattr(written.intake, name) for name in ("dropped", "filled")
+        }
+        values = {"out": str(target), "rows": written.rows, "rank": factors.rank, **counts}
+        print_json({**values, "seconds": seconds, "rows_per_second": written.rows / seconds})
     else:
-        print(f"wrote {target}: {rows:,} rows of {factors.rank} scores ({rows / seconds:,.0f} rows/s)")
-    return rejected.code()
+        speed = f"{written.rows / seconds:,.0f} rows/s"
+        print(f"wrote {target}: {written.rows:,} rows of {factors.rank} scores ({speed})")
+    return rejected(written.intake)
 
 
 @app.command(sort_key=4)
@@ -166,42 +197,76 @@ def merge(states: list[str], /, *, out: str, json: Json = False) -> int:
     Parameters
     ----------
     states
-        Files that fit --state or merge wrote, two or more.
+        Files that fit --state or merge wrote, or checkpoints, two or more; quoted patterns.
     out
         State file to write.
     json
         Print one JSON object.
     """
-    if len(states) < 2:
-        msg = f"one state arrived ({states[0]}), and there is nothing to merge it with; give two or more"
+    from streamsvd.models import matched, merged
+
+    with usage():
+        paths = matched(states)
+    if len(paths) < 2:
+        msg = f"one state arrived ({', '.join(paths) or states[0]}), and there is nothing to merge it with; give two or more"
         raise UsageError(msg)
     target = checked_target(out, [])
-    whole = None
-    for path in states:
-        part = _loaded(path)
-        if not hasattr(part, "merge"):
-            msg = f"{path} holds factors, which have forgotten what merging needs; fit it again with --state"
-            raise UsageError(msg)
-        try:
-            whole = part if whole is None else whole.merge(part)
-        except (TypeError, ValueError) as error:
-            msg = f"{path} does not go with {states[0]}: {error}"
-            raise ValueError(msg) from error
-    return _finish(whole, target, json)
+    with usage(TypeError, FileNotFoundError, IsADirectoryError):
+        whole = merged(paths)
+    return _finish(whole, target, json, {"merged": len(paths)})
 
 
 @app.command(sort_key=5)
 def inspect(model: str, /, *, json: Json = False) -> int:
-    """Show a model: spectrum, certificate, plan.
+    """Show a model or a checkpoint: spectrum, certificate, plan, position.
 
     Parameters
     ----------
     model
-        File that fit or merge wrote.
+        File that fit or merge wrote, or a checkpoint.
     json
         Print one JSON object.
     """
-    return _finish(_loaded(model), None, json, title=model)
+    from streamsvd.models import opened, position
+
+    with usage(FileNotFoundError, IsADirectoryError):
+        found = opened(model)
+    told = {} if found.run is None else {"run": position(found.run), "names": list(found.run.names)}
+    return _finish(found.state, None, json, told, title=model)
+
+
+@app.command(sort_key=6)
+def report(model: str, /, *, out: str, key: str | None = None, json: Json = False) -> int:
+    """Write a model's report as one HTML file.
+
+    Parameters
+    ----------
+    model
+        File that fit or merge wrote, or a checkpoint, which also shows how the run went.
+    out
+        File to write, such as report.html.
+    key
+        Which state, of a model with one for each key (fit --by).
+    json
+        Print one JSON object.
+    """
+    from streamsvd.models import factors_of, opened
+    from streamsvd.report import summary
+    from streamsvd.report_html import write_report
+
+    target = checked_target(out, [model], suffixes=(".html", ".htm"))
+    with usage(FileNotFoundError, IsADirectoryError):
+        found = opened(model)
+    with usage():
+        shown = factors_of(found, key)
+    told = () if found.run is None or key is not None else found.run.events
+    title = model if key is None else f"{model}: {key}"
+    write_report(shown, target, title=title, events=told, counts=None if found.run is None else found.run.intake)
+    if json:
+        print_json(summary(shown) | {"out": str(target)})
+    else:
+        print(f"wrote {target} ({target.stat().st_size / 1000:.0f} kB)")
+    return 0
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
@@ -213,30 +278,25 @@ def main(tokens: Sequence[str] | None = None) -> int:
     return run(app, tokens)
 
 
-def _loaded(path: str) -> Any:
-    from streamsvd.flow.checkpoint import load
+def _factors(path: str, key: str | None) -> Factors:
+    from streamsvd.models import factors_of, opened
 
-    try:
-        return load(path)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(str(error)) from error
-
-
-def _factors(path: str) -> Factors:
-    model = _loaded(path)
-    return model.factors() if hasattr(model, "factors") else model
+    with usage(FileNotFoundError, IsADirectoryError):
+        found = opened(path)
+    with usage():
+        return factors_of(found, key)
 
 
 def _finish(
     model: Any, target: Path | None, json: bool, measured: dict[str, Any] | None = None, title: str = ""
 ) -> int:
     """Write a model where that is asked for, and show it."""
-    from streamsvd.flow.checkpoint import save
+    from streamsvd.models import stored
     from streamsvd.report import show, summary
 
     values = summary(model) | (measured or {})
     if target is not None:
-        save(model, target)
+        stored(model, target)
         values["out"] = str(target)
     if json:
         print_json(values)

@@ -125,7 +125,7 @@ def sketch(
         decay=decay,
         half_life=seconds,
         shrink=_share("shrink", shrink),
-        dtype=_dtype(dtype),
+        dtype=named_dtype(dtype),
         seed=int(seed),
         unit=isinstance(scale, str) and scale == "unit",
         scale=_scale(scale, columns),
@@ -220,7 +220,7 @@ def _decay(decay: float | None, half_life: float | str | timedelta | None) -> tu
     if decay is not None:
         msg = f"got both decay={decay} and half_life={half_life}; give one of them"
         raise ValueError(msg)
-    seconds = _seconds(half_life)
+    seconds = in_seconds(half_life)
     value = cast("float", half_life) if seconds is None else seconds
     if not value > 0 or math.isinf(value):
         msg = f"half_life={half_life!r} must be positive: a number of rows, or a time such as '30s'"
@@ -228,17 +228,18 @@ def _decay(decay: float | None, half_life: float | str | timedelta | None) -> tu
     return (0.5 ** (1.0 / value), None) if seconds is None else (1.0, seconds)
 
 
-def _seconds(half_life: Any) -> float | None:
-    if hasattr(half_life, "total_seconds"):
-        return float(half_life.total_seconds())
-    if not isinstance(half_life, str):
+def in_seconds(value: Any, name: str = "half_life", /) -> float | None:
+    """Return a time such as "30s" or a timedelta in seconds, and None for what is no time."""
+    if hasattr(value, "total_seconds"):
+        return float(value.total_seconds())
+    if not isinstance(value, str):
         return None
-    number = half_life.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = half_life[len(number) :].strip()
+    number = value.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = value[len(number) :].strip()
     try:
         return float(number) * _UNITS[unit]
     except (KeyError, ValueError):
-        msg = f"half_life={half_life!r} is not a time; expected a number and a unit ({', '.join(_UNITS)}), for example '30s'"
+        msg = f"{name}={value!r} is not a time; expected a number and a unit ({', '.join(_UNITS)}), for example '30s'"
         raise ValueError(msg) from None
 
 
@@ -249,7 +250,8 @@ def _share(name: str, value: float) -> float:
     return float(value)
 
 
-def _dtype(dtype: Any) -> str | None:
+def named_dtype(dtype: Any, /) -> str | None:
+    """Return the name of the dtype of a state; ValueError where a state cannot be of it."""
     if dtype is None:
         return None
     name = str(getattr(dtype, "name", getattr(dtype, "__name__", dtype))).rsplit(".", 1)[-1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamsvd.arrays import to_numpy
+from streamsvd.report_runs import interval, keys_of, keys_table, number, percent, run_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +27,7 @@ def summary(obj: Any, /) -> dict[str, Any]:
 
     Parameters
     ----------
-    obj : Gram, Truncated or Factors
+    obj : Gram, Truncated, Keyed or Factors
 
     Returns
     -------
@@ -33,14 +35,17 @@ def summary(obj: Any, /) -> dict[str, Any]:
         ``kind``, ``rows``, ``columns``, ``rank``, ``center`` and ``plan`` (see `origin`); and, once there are rows, ``weight``, ``energy``,
         ``explained`` (share of the energy in all components), ``noise_variance``, ``names``, ``bound`` and ``components``: for each its
         ``s`` with the certified ``lower`` and ``upper``, its ``variance`` and its ``ratio``. Numbers that are not finite are None.
+        Of one state for each key, ``keys`` takes the place of the components, see `streamsvd.report_runs.keys_of`.
 
     Notes
     -----
     Cost: that of ``factors()`` for a state.
     """
-    factors = obj if not hasattr(obj, "factors") else obj.factors() if obj.rows else None
     values = {name: getattr(obj, name) for name in ("rows", "columns", "rank", "center")}
     values |= {"kind": "factors", "plan": None} | origin(obj)
+    if hasattr(obj, "keys"):
+        return _plain(values | {"state": obj.empty.kind, "keys": keys_of(obj)})
+    factors = obj if not hasattr(obj, "factors") else obj.factors() if obj.rows else None
     if factors is not None:
         values |= _of_factors(factors)
     return _plain(values)
@@ -95,9 +100,17 @@ def show(values: dict[str, Any], /, *, title: str = "") -> None:
     parts += [f"half-life {values['half_life']:g} s"] if values.get("half_life") else []
     heading = f"[bold]{_escaped(title)}[/bold]  " if title else ""
     kind = f"factors of a {state} state" if values.get("state") else values["kind"]
+    if "keys" in values:
+        kind = f"one {state} state for each of {len(values['keys']):,} keys"
     out.print(f"{heading}{kind}: {', '.join(parts)}", soft_wrap=True)
     if values.get("plan"):
         out.print(f"plan: {values['plan']['kind']}, because {_escaped(values['plan']['reason'])}", soft_wrap=True)
+    for line in run_lines(values):
+        out.print(_escaped(line), soft_wrap=True)
+    if "keys" in values and values["rows"]:
+        out.print()
+        out.print(keys_table(values["keys"], shown=SHOWN))
+        return
     if "components" not in values:
         out.print("no rows yet, so no components")
         return
@@ -157,26 +170,6 @@ def console(*, stderr: bool = False) -> Console:
     return Console(
         stderr=stderr, highlight=False, width=None if (sys.stderr if stderr else sys.stdout).isatty() else 100
     )
-
-
-def number(value: float | None, /) -> str:
-    """Return a number with six significant digits."""
-    return "?" if value is None else f"{value:.6g}"
-
-
-def interval(lower: float | None, upper: float | None, /) -> str:
-    """Return an interval, or how exact it is where six digits would not show that."""
-    if lower is None or upper is None:
-        return ""
-    width = (upper - lower) / upper if upper > 0 else 0.0
-    return f"exact to {width:.0e}" if width < 1e-5 else f"{number(lower)} .. {number(upper)}"
-
-
-def percent(share: float | None, /) -> str:
-    """Return a share as a percentage with as many digits as a small one needs."""
-    if share is None:
-        return "?"
-    return f"{100 * share:.2f} %" if share >= 1e-3 or share == 0 else f"{100 * share:.1e} %"
 
 
 def bar(share: float | None, width: int, /) -> str:
@@ -252,4 +245,6 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, date):
+        return value.isoformat()
     return None if isinstance(value, float) and not math.isfinite(value) else value

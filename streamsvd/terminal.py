@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from streamsvd.flow.events import Event
+    from streamsvd.flow.policies import Intake
 
-    from cyclopts import App
-
-FAILED, USED_WRONGLY, REJECTED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
+FAILED, USED_WRONGLY, REJECTED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143  # exit codes
 logger = logging.getLogger("streamsvd")
 
 
@@ -25,55 +25,27 @@ class UsageError(Exception):
     """The command cannot be carried out as it was written."""
 
 
-class _Terminated(BaseException):
+class Terminated(BaseException):
     """SIGTERM came; as an exception, it lets unfinished files be removed."""
 
 
-class Rejected(logging.Handler):
-    """Within its context, counts the rows that the reader left out, which it reports to the log."""
+class Stopped(BaseException):
+    """A signal stopped a run that the same command goes on with."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.rows = self.seen = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take the two numbers of the reader's message."""
-        if "rows were left out" in record.msg and isinstance(record.args, tuple):
-            self.rows, self.seen = (int(str(number)) for number in record.args)
-
-    def __enter__(self) -> Rejected:
-        self._before = logger.level
-        logger.addHandler(self)
-        logger.setLevel(logging.INFO)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        logger.removeHandler(self)
-        logger.setLevel(self._before)
-
-    def code(self) -> int:
-        """Say how many rows were left out, if any, and return the exit code."""
-        if not self.rows:
-            return 0
-        return say(f"done, but {self.rows:,} of {self.seen:,} rows were left out because of nulls", REJECTED)
+    def __init__(self, checkpoint: str, code: int) -> None:
+        super().__init__(checkpoint, code)
+        self.checkpoint, self.code = checkpoint, code
 
 
-def run(app: App, tokens: Sequence[str] | None = None, /) -> int:
-    """Run a command line, ``sys.argv`` by default, and return its exit code; see `streamsvd.cli.main`."""
-    words = list(sys.argv[1:] if tokens is None else tokens)
-    debug = "--debug" in words or bool(os.environ.get("STREAMSVD_DEBUG"))
-    words = [word for word in words if word != "--debug"]
+@contextmanager
+def resumable(checkpoint: str | None, /) -> Iterator[None]:
+    """Tell a signal that leaves a checkpoint behind from one that leaves nothing."""
     try:
-        with _terminable():
-            code = app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
-            sys.stdout.flush()
-            return code
-    except BaseException as error:
-        if debug and not isinstance(error, SystemExit):
-            import traceback
-
-            traceback.print_exc()
-        return _code(error)
+        yield
+    except (KeyboardInterrupt, Terminated) as error:
+        if checkpoint is None or not Path(checkpoint).expanduser().exists():
+            raise
+        raise Stopped(checkpoint, INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED) from error
 
 
 def say(sentence: str, code: int, /) -> int:
@@ -91,13 +63,18 @@ def spelled(message: str, /) -> str:
     return _OPTION.sub(_spelling, message)
 
 
-_NAMES = "rank select kind kept exact decay half_life weights timestamps dtype nulls center"
+_NAMES = (
+    "rank select kind kept shrink exact scale decay half_life weights timestamps dtype seed nulls nonfinite quarantine center by keys "
+    "overflow checkpoint every keep ids residual leverage"
+)
 # Not within a path or a quoted text, where kind=a may be the name of a folder.
 _OPTION = re.compile(rf"(?<![\w/'\"=-])({_NAMES.replace(' ', '|')})=(\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[\w.+-]*\w)?")
 
 
 def _spelling(found: re.Match[str]) -> str:
     name, value = found[1].replace("_", "-"), found[2] or ""
+    if value == "None":
+        return f"no --{name}"
     if value in ("True", "False"):
         return f"--{'no-' * (value == 'False')}{name}"
     if value.startswith("["):
@@ -106,22 +83,44 @@ def _spelling(found: re.Match[str]) -> str:
 
 
 @contextmanager
-def usage() -> Iterator[None]:
-    """Take what goes wrong here as a command that was written wrongly."""
+def usage(*errors: type[Exception]) -> Iterator[None]:
+    """Take what goes wrong here, of these kinds or of any usual one, as a command that was written wrongly."""
+    kinds = errors or (ValueError, TypeError, FileNotFoundError, IsADirectoryError)
     try:
         yield
-    except (ValueError, TypeError, FileNotFoundError, IsADirectoryError) as error:
+    except kinds as error:
         raise UsageError(str(error)) from error
 
 
-def checked_target(path: str, inputs: Iterable[str], /, *, suffixes: tuple[str, ...] = ()) -> Path:
+@contextmanager
+def metrics_to(path: str | None, data: Sequence[str], /) -> Iterator[Callable[[Event], None] | None]:
+    """Give what adds one line of JSON to a file for each event, and tells the log of it; None where neither is wanted."""
+    if path is None:
+        yield _logged if logger.isEnabledFor(logging.INFO) else None
+        return
+    with checked_target(path, data, option="metrics").open("a") as file:
+
+        def add(event: Event) -> None:
+            file.write(json.dumps(event.to_json(), allow_nan=False) + "\n")
+            file.flush()
+            _logged(event)
+
+        yield add
+
+
+def _logged(event: Event) -> None:
+    drift = "" if event.angle is None else f", drift {math.degrees(event.angle):.3g} degrees"
+    logger.info("%s rows, %s rows/s%s", f"{event.rows:,}", f"{event.rows_per_second:,.0f}", drift)
+
+
+def checked_target(path: str, inputs: Iterable[str], /, *, suffixes: tuple[str, ...] = (), option: str = "out") -> Path:
     """Return where to write, checked before any work is done: it can be written, and it is not a file that is read."""
     from streamsvd.flow.sinks import check_target
 
     with usage():
         target = check_target(path, suffixes=suffixes)
     if target.exists() and any(os.path.exists(name) and os.path.samefile(name, target) for name in inputs):  # noqa: PTH110, PTH121
-        msg = f"--out {path} is also read here, and would be replaced; choose another name"
+        msg = f"--{option} {path} is also read here, and would be replaced; choose another name"
         raise UsageError(msg)
     return target
 
@@ -134,14 +133,17 @@ def found_columns(
     A name with commas stands for several, unless there is such a column. Without ``select``, those that the ``known`` names of a model
     came from.
     """
-    from streamsvd.flow.files import find, open_file
+    from streamsvd.flow.files import find
+    from streamsvd.flow.readers import column_names
     from streamsvd.flow.sources import existing
 
+    if not data:
+        return None if select is None else [name for item in select for name in item.split(",")]
     with usage():
         files = [file for part in data for file in find(part)]
-    if files[0].suffix.lower() == ".npy":
+    there, where = column_names(files[0]), f"{str(files[0])!r}: "
+    if there is None:
         return None if select is None else list(select)
-    there, where = open_file(files[0])[0].names, f"{str(files[0])!r}: "
     with usage():
         if select is not None:
             select = [name for item in select for name in ([item] if item in there else item.split(","))]
@@ -156,43 +158,14 @@ def print_json(values: dict[str, Any], /) -> None:
     print(json.dumps(values, allow_nan=False))
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    def stop(*_: object) -> NoReturn:
-        raise _Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # only the main thread may, and in another one nobody waits for an exit code
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _code(error: BaseException) -> int:
-    """Say what went wrong and return the exit code."""
-    from cyclopts import CycloptsError
-
-    match error:
-        case SystemExit():
-            return error.code if isinstance(error.code, int) else 0
-        case KeyboardInterrupt():
-            return say("stopped; no result was written", INTERRUPTED)
-        case _Terminated():
-            return say("stopped by SIGTERM; no result was written", TERMINATED)
-        case BrokenPipeError():
-            # Python would complain once more when it closes the pipe that nobody reads.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return FAILED
-        case CycloptsError():
-            return say(f"{error} (streamsvd --help shows how it is used)", USED_WRONGLY)
-        case UsageError():
-            return say(spelled(str(error)), USED_WRONGLY)
-        case ValueError() | TypeError() | OSError() | ImportError():
-            return say(spelled(str(error)), FAILED)
-        case MemoryError():
-            return say(f"out of memory ({error}); try --kind truncated, or a smaller --kept", FAILED)
-    return say(f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it shows", FAILED)
+def rejected(intake: Intake | None, quarantine: str | None = None, /) -> int:
+    """Say how many rows were left out, if any, and return the exit code."""
+    dropped = {} if intake is None else {reason: n for reason, n in intake.dropped.items() if n}
+    if intake is None or not dropped:
+        return 0
+    words = {"null": "because of nulls", "nonfinite": "because of NaN or infinity"}
+    count = f"{sum(dropped.values()):,} of {intake.seen:,} rows were left out"
+    several = len(dropped) > 1
+    why = ", ".join(f"{f'{n:,} ' * several}{words.get(reason, reason)}" for reason, n in dropped.items())
+    kept = f"; they are in {quarantine}" if quarantine else ""
+    return say(f"done, but {count}{':' * several} {why}{kept}", REJECTED)

@@ -66,9 +66,9 @@ def read_rows(
         batch, names = matrix(X)
         yield Rows(_with_names(estimator, batch, names, reset), given)
     else:
-        from streamsvd.flow.batches import pieces
+        from streamsvd.flow.batches import pieces, with_rows
 
-        for number, piece in enumerate(pieces(X, **given)):
+        for number, piece in enumerate(with_rows(pieces(X, **given))):
             first = reset and number == 0
             x = _with_names(estimator, piece.x, piece.names, first) if number == 0 else piece.x
             yield Rows(x, piece.beside, piece.where, whole=False)

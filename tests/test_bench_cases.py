@@ -197,7 +197,7 @@ def test_resident_memory_sees_what_was_allocated_and_freed():
     before = memory._start()
     block = np.ones(5_000_000)
     del block
-    assert 39e6 < memory._peak() - before < 45e6
+    assert 39e6 < memory.peak() - before < 45e6
 
 
 @pytest.mark.slow

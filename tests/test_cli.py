@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from streamsvd.cli import main
 from streamsvd.settings import Settings
 
 D = 12
-COMMANDS = ["demo", "fit", "transform", "merge", "inspect"]
+COMMANDS = ["demo", "fit", "transform", "merge", "inspect", "report"]
 
 
 def rows_of(n: int, seed: int = 0) -> np.ndarray:
@@ -64,7 +65,8 @@ def values(capsys):
     def run(*tokens: str, code: int = 0) -> dict:
         capsys.readouterr()
         assert main([*tokens, "--json"]) == code
-        return json.loads(capsys.readouterr().out)
+        said = capsys.readouterr().out
+        return json.loads(said) if said else {}
 
     return run
 
@@ -152,7 +154,7 @@ def test_fit_reads_arrays_without_names(values, folder):
 
 def test_dropped_rows_are_counted_and_make_exit_code_3(values, capsys):
     said = values("fit", "nulls.parquet", "--rank", "1", "--nulls", "drop", "--out", "n.svd", code=3)
-    assert (said["rows"], said["dropped"]) == (3, 2)
+    assert (said["rows"], said["dropped"]) == (3, {"null": 2})
     assert ss.load("n.svd").rows == 3
     assert main(["fit", "nulls.parquet", "--rank", "1", "--nulls", "drop"]) == 3
     assert "2 of 5 rows were left out" in capsys.readouterr().err
@@ -187,12 +189,175 @@ def test_a_terminal_shows_a_progress_bar():
     assert b"400 rows" in seen
 
 
+# --- fit with a checkpoint
+
+RUN = ["fit", "a.parquet", "b.parquet", "--rank", "3", "--select", "embedding", "--checkpoint", "run.svd"]
+
+
+def test_a_run_that_is_finished_is_not_folded_again(values, capsys):
+    first = values(*RUN, "--out", "m.svd")
+    again = values(*RUN, "--out", "n.svd")
+    assert (first["resumed_rows"], again["resumed_rows"]) == (0, 700)
+    assert again["components"] == first["components"]
+    assert Path("m.svd").read_bytes() == Path("n.svd").read_bytes()
+    assert main(RUN) == 0
+    assert "was finished already after 700 rows of run.svd" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_a_model_with_the_names_of_its_columns(values, capsys):
+    values(*RUN, "--out", "m.svd")
+    of_model, of_run = values("inspect", "m.svd"), values("inspect", "run.svd")
+    assert of_run["components"] == of_model["components"]
+    assert of_run["names"] == of_model["names"] == [f"embedding[{i}]" for i in range(D)]
+    assert (of_run["run"]["finished"], of_run["run"]["rows"], of_run["run"]["items"]) == (True, 700, 2)
+    assert of_run["run"]["last"].endswith("b.parquet")
+    assert of_run["run"]["settings"]["rank"] == 3
+    for name in ("m", "run"):
+        assert main(["transform", f"{name}.svd", "b.parquet", "--out", f"{name}.parquet"]) == 0
+    assert pq.read_table("m.parquet")["scores"].equals(pq.read_table("run.parquet")["scores"])
+    capsys.readouterr()
+    assert main(["inspect", "run.svd"]) == 0
+    said = capsys.readouterr().out
+    for words in ("checkpoint 1, finished", "700 rows read of 2 items", "b.parquet"):
+        assert words in said
+
+
+def test_each_checkpoint_adds_a_line_of_metrics(values):
+    values(*RUN, "--every", "100", "--metrics", "m.jsonl")
+    lines = [json.loads(line) for line in Path("m.jsonl").read_text().splitlines()]
+    assert len(lines) >= 2
+    assert lines[-1]["rows"] == 700
+    assert {"rows_per_second", "captured", "angle", "residual"} <= lines[-1].keys()
+    assert 0 < lines[-1]["captured"] <= 1
+
+
+def test_a_file_of_options_is_as_good_as_the_command_line(values, folder):
+    (folder / "fit.toml").write_text('rank = 3\nselect = ["embedding"]\nkind = "truncated"\nhalf_life = 100\n')
+    said = values("fit", "a.parquet", "b.parquet", "--config", "fit.toml")
+    given = values(
+        "fit", "a.parquet", "b.parquet", "--rank", "3", "--select", "embedding", "--kind", "truncated", "--half-life", "100"
+    )  # fmt: skip
+    assert said["components"] == given["components"]
+    assert values("fit", "a.parquet", "--config", "fit.toml", "--rank", "2")["rank"] == 2
+
+
+def test_one_state_for_each_key_is_fitted_shown_used_and_merged(values, folder, capsys):
+    X = rows_of(90)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), D)
+    pq.write_table(pa.table({"tenant": [f"[t]{i % 3}" for i in range(90)], "e": lists}), folder / "k.parquet")
+    options = ["fit", "k.parquet", "--rank", "2", "--select", "e", "--by", "tenant"]
+    said = values(*options, "--out", "k.svd")
+    assert {part["key"]: part["rows"] for part in said["keys"]} == {"[t]0": 30, "[t]1": 30, "[t]2": 30}
+    capsys.readouterr()
+    assert main(["inspect", "k.svd"]) == 0
+    assert "[t]2" in capsys.readouterr().out
+    common = ["k.parquet", "--select", "e"]
+    assert main(["transform", "k.svd", *common, "--key", "[t]1", "--out", "z.parquet"]) == 0
+    alone = ss.fit(X[1::3], rank=2)
+    scores = np.stack(pq.read_table("z.parquet")["scores"].to_pylist())
+    np.testing.assert_allclose(scores, alone.transform(X), atol=1e-5)
+    assert values("merge", "k.svd", "k.svd", "./k.svd", "--out", "kk.svd")["rows"] == 180
+    values(*options, "--keys", "1", "--overflow", "spill", "--out", "spilled.svd")
+    moved = values("inspect", "spilled.svd")
+    assert [part["explained"] for part in moved["keys"]] == [part["explained"] for part in said["keys"]]
+
+
+def test_rows_that_are_left_out_are_counted_by_reason_and_kept(values, folder, capsys):
+    pq.write_table(pa.table({"x": [1.0, None, float("nan"), 4.0], "y": [0.0, 1.0, 2.0, 5.0]}), folder / "n.parquet")
+    options = ["fit", "n.parquet", "--rank", "1", "--nulls", "drop", "--nonfinite", "drop"]
+    said = values(*options, "--quarantine", "out", code=3)
+    assert said["dropped"] == {"null": 1, "nonfinite": 1}
+    assert said["seen"] == 4
+    kept = pq.read_table("out")
+    assert kept["row"].to_pylist() == [1, 2]
+    capsys.readouterr()
+    assert main([*options, "--quarantine", "out"]) == 3
+    said = capsys.readouterr().err
+    assert "2 of 4 rows were left out: 1 because of nulls, 1 because of NaN or infinity; they are in out" in said
+    values("fit", "a.parquet", "--rank", "99", "--select", "embedding", "--quarantine", "out", code=2)
+    assert pq.read_table("out").num_rows == 2  # what is refused before work leaves no trace
+    filled = values("fit", "n.parquet", "--rank", "1", "--nulls", "mean", "--nonfinite", "mean")
+    assert filled["filled"] == {"null": 1, "nonfinite": 1}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_followed_folder_is_left_with_the_command_that_goes_on(folder, values, number, code):
+    (folder / "in  coming").mkdir()
+    (folder / "a.parquet").rename(folder / "in  coming" / "a.parquet")
+    options = ["--rank", "3", "--select", "embedding", "--checkpoint", "run.svd", "--every", "10", "--metrics", "m"]
+    words = ["fit", "--follow", "in  coming", *options]
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start += "\nimport sys; from streamsvd.cli import main; sys.exit(main())"
+    with subprocess.Popen([sys.executable, "-c", start, *words], stderr=subprocess.PIPE, text=True) as running:
+        until = time.monotonic() + 60
+        while not (Path("m").exists() and Path("m").read_text()) and time.monotonic() < until:
+            time.sleep(0.02)
+        running.send_signal(number)
+        said = running.communicate(timeout=60)[1]
+    assert running.returncode == code
+    assert said.splitlines()[-1].endswith(f"go on with: streamsvd {shlex.join(words)}")
+    assert values("inspect", "run.svd")["rows"] == 400
+
+
+def test_other_options_do_not_go_on_with_a_run(values, capsys):
+    values(*RUN)
+    before = Path("run.svd").read_bytes()
+    assert main([*RUN, "--scale", "unit"]) == 1
+    said = capsys.readouterr().err
+    assert "no --scale became --scale unit" in said
+    assert Path("run.svd").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(values, capsys):
+    first = values(*RUN, "--every", "100")
+    damaged = bytearray(Path("run.svd").read_bytes())
+    damaged[-9] ^= 1
+    Path("run.svd").write_bytes(damaged)
+    capsys.readouterr()
+    assert main([*RUN, "--json"]) == 0
+    said = capsys.readouterr()
+    assert "run.svd' is damaged" in said.err
+    again = json.loads(said.out)
+    assert again["components"] == first["components"]
+    assert 0 < again["resumed_rows"] <= 700
+    assert "damaged" in again["notes"][0]
+
+
+def test_the_log_tells_of_checkpoints(capsys):
+    assert main([*RUN, "--json"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*RUN[:-1], "other.svd", "--json", "--log-level=info"]) == 0
+    assert "streamsvd: 700 rows, " in capsys.readouterr().err
+
+
+# --- report
+
+
+def test_the_report_of_a_run_shows_its_drift_and_the_names(values, capsys):
+    values(*RUN, "--every", "100")
+    assert main(["report", "run.svd", "--out", "r.html"]) == 0
+    assert "wrote r.html" in capsys.readouterr().out
+    page = Path("r.html").read_text()
+    for words in ("700 rows", "Drift", "Captured energy", "embedding[0]"):
+        assert words in page
+    said = values("report", "run.svd", "--out", "r.html")
+    assert (said["out"], said["rows"]) == ("r.html", 700)
+
+
 # --- transform
+
+
+def test_ids_are_carried_through(model, values):
+    values("transform", str(model), "b.parquet", "--ids", "id,age", "--out", "z.parquet")
+    table = pq.read_table("z.parquet")
+    assert table.column_names == ["id", "age", "scores"]
+    assert table["id"].to_pylist() == [f"row {i}" for i in range(300)]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_transform_writes_what_the_factors_return(model, values, suffix):
-    said = values("transform", str(model), "b.parquet", "--out", f"z.{suffix}", "--anomaly")
+    said = values("transform", str(model), "b.parquet", "--out", f"z.{suffix}", "--residual", "--leverage")
     table = pq.read_table("z.parquet") if suffix == "parquet" else pa.ipc.open_file(f"z.{suffix}").read_all()
     factors, X = ss.load(model), rows_of(700)[400:]
     scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(-1, 3)
@@ -216,7 +381,7 @@ def test_transform_finds_the_columns_of_the_model_in_another_order(model, folder
 def test_transform_drops_rows_and_says_so(folder, values):
     assert main(["fit", "nulls.parquet", "--rank", "1", "--nulls", "drop", "--out", "n.svd"]) == 3
     said = values("transform", "n.svd", "nulls.parquet", "--out", "z.parquet", "--nulls", "drop", code=3)
-    assert (said["rows"], said["dropped"]) == (3, 2)
+    assert (said["rows"], said["dropped"]) == (3, {"null": 2})
     assert pq.read_metadata("z.parquet").num_rows == 3
 
 
@@ -237,6 +402,16 @@ def test_merged_states_are_one_stream(values):
         assert one["lower"] <= other["s"] * (1 + 1e-6)
     assert values("inspect", "ab.svd")["components"] == merged["components"]
     assert main(["transform", "ab.svd", "a.parquet", "--select", "embedding", "--out", "z.parquet"]) == 0
+
+
+def test_many_states_are_merged_by_a_pattern(values):
+    parts = np.array_split(rows_of(700), 7)
+    for i, part in enumerate(parts):
+        ss.save(ss.sketch(columns=D, rank=3, kind="truncated").update(part), f"s{i}.svd")
+    said = values("merge", "s?.svd", "s0.svd", "--out", "all.svd")
+    assert (said["rows"], said["merged"]) == (700, 7)
+    whole = ss.sketch(columns=D, rank=3, kind="truncated").update(rows_of(700)).factors()
+    assert [part["s"] for part in said["components"]] == pytest.approx(whole.s.tolist(), rel=1e-3)
 
 
 def test_inspect_says_the_same_of_a_state_and_of_its_factors(values):
@@ -297,6 +472,38 @@ WRONG = {
     "rows of another width": (
         ["transform", "model.svd", "nan.parquet", "--select", "x", "--out", "z.parquet"], 1, ["nan.parquet", "12"],
     ),
+    "nothing to read": (["fit", "--rank", "2"], 2, ["DATA", "--follow"]),
+    "reading and following": ([*FIT, "2", "--follow", "."], 2, ["DATA", "--follow"]),
+    "following without a checkpoint": (["fit", "--follow", ".", "--rank", "2"], 2, ["--checkpoint"]),
+    "following nothing": (["fit", "--follow", "no", "--rank", "2", "--checkpoint", "r.svd"], 2, ["'no'", "does not exist"]),
+    "following with a model": (
+        ["fit", "--follow", ".", "--rank", "2", "--checkpoint", "r.svd", "--out", "m.svd"], 2, ["m.svd", "r.svd is a model too"],
+    ),
+    "no name": (["fit", "", "--rank", "2"], 2, ["empty name"]),
+    "out is the checkpoint": ([*FIT, "2", "--checkpoint", "r.svd", "--out", "./r.svd"], 2, ["--out", "--checkpoint", "two names"]),
+    "checkpoint nowhere": ([*FIT, "2", "--checkpoint", "no/r.svd"], 2, ["no folder", "r.svd"]),
+    "checkpoint is the input": ([*FIT, "2", "--checkpoint", "a.parquet"], 2, ["--checkpoint a.parquet", "another name"]),
+    "checkpoint is a model": ([*FIT, "2", "--checkpoint", "model.svd"], 1, ["model.svd", "factors", "--checkpoint"]),
+    "checkpoint is damaged": ([*FIT, "2", "--checkpoint", "damaged.svd"], 1, ["damaged.svd", "damaged"]),
+    "every what": ([*FIT, "2", "--every", "often"], 2, ["--every often", "30s"]),
+    "keep none": ([*FIT, "2", "--keep", "0"], 2, ["--keep 0"]),
+    "metrics nowhere": ([*FIT, "2", "--metrics", "no/m"], 2, ["no folder"]),
+    "quarantine suffix": ([*FIT, "2", "--quarantine", "q.txt"], 2, ["--quarantine q.txt", ".parquet"]),
+    "unknown policy": ([*FIT, "2", "--nonfinite", "skip"], 2, ["skip", "mean"]),
+    "key column missing": ([*FIT, "2", "--by", "tenant"], 2, ["'tenant'", "'id', 'embedding', 'age'"]),
+    "too many keys": ([*FIT, "2", "--by", "id", "--keys", "5"], 1, ["--keys", "--overflow spill"]),
+    "config missing": ([*FIT, "2", "--config", "no.toml"], 2, ["no.toml"]),
+    "config damaged": ([*FIT, "2", "--config", "model.txt"], 2, ["model.txt", "TOML"]),
+    "config with a strange option": (["fit", "a.parquet", "--config", "strange.toml"], 2, ["rnk", "strange.toml"]),
+    "config without value": ([*FIT, "2", "--config"], 2, ["--config"]),
+    "log level": ([*FIT, "2", "--log-level", "loud"], 2, ["loud", "info"]),
+    "unknown scheme": (["fit", "s4://b/a.parquet", "--rank", "2"], 2, ["s4://"]),
+    "ids missing": (["transform", "model.svd", "a.parquet", "--ids", "no", "--out", "z.parquet"], 2, ["'no'", "'id'"]),
+    "key of a model without": (["transform", "model.svd", "a.parquet", "--key", "x", "--out", "z.parquet"], 2, ["--key x"]),
+    "report suffix": (["report", "model.svd", "--out", "r.pdf"], 2, ["r.pdf", ".html"]),
+    "report of nothing": (["report", "zz.svd", "--out", "r.html"], 2, ["zz.svd"]),
+    "report without rows": (["report", "empty.svd", "--out", "r.html"], 2, ["empty.svd", "without rows"]),
+    "pattern without states": (["merge", "q*.svd", "--out", "ab.svd"], 2, ["q*.svd"]),
     "merging one": (["merge", "a.svd", "--out", "ab.svd"], 2, ["two or more"]),
     "merging factors": (["merge", "model.svd", "a.svd", "--out", "ab.svd"], 2, ["model.svd", "--state"]),
     "merging what differs": (["merge", "a.svd", "narrow.svd", "--out", "ab.svd"], 1, ["narrow.svd", "columns"]),
@@ -312,6 +519,8 @@ def wrong_files(folder, model):
     damaged[-5] ^= 1
     (folder / "damaged.svd").write_bytes(damaged)
     (folder / "model.txt").write_text("no model")
+    (folder / "strange.toml").write_text("rnk = 2")
+    ss.save(ss.sketch(columns=4, rank=3), folder / "empty.svd")
     ss.save(ss.sketch(columns=D, rank=3).update(rows_of(20)), folder / "a.svd")
     ss.save(ss.sketch(columns=4, rank=3).update(rows_of(20)[:, :4]), folder / "narrow.svd")
     return folder
@@ -341,7 +550,7 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
 
 
 def test_a_defect_is_named_and_fails(monkeypatch, capsys):
-    monkeypatch.setattr("streamsvd.flow.checkpoint.load", lambda path: 1 / 0)
+    monkeypatch.setattr("streamsvd.models.opened", lambda path: 1 / 0)
     assert main(["inspect", "a.svd"]) == 1
     said = capsys.readouterr().err
     assert "unexpected ZeroDivisionError" in said

@@ -75,6 +75,44 @@ def test_a_stream_of_files_is_fitted_by_a_glob(rows, tmp_path):
     assert f.names == ("embedding",) or len(f.names) == 64
 
 
+def test_a_stream_is_fitted_again_from_its_checkpoint(rows, tmp_path):
+    np.save(tmp_path / "rows.npy", rows)
+    source, run = tmp_path / "rows.npy", str(tmp_path / "run.svd")
+
+    f = ss.fit(source, rank=8, kind="auto", checkpoint=run, every=200, progress=False)
+    again = ss.fit(source, rank=8, kind="auto", checkpoint=run, every="30s", progress=False)
+
+    assert np.array_equal(again.vt, f.vt)
+    assert np.array_equal(f.vt, ss.fit(rows, rank=8, progress=False).vt)
+    assert ss.load(run).rows == again.rows == 900
+    assert ss.transform(f, source).read_all().num_rows == 900
+    assert ss.scan_scores(f, source).collect().height == 900
+
+
+def test_the_commands_of_the_design_run_as_they_are_written(rows, tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from streamsvd.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), 64)
+    pq.write_table(pa.table({"embedding": column}), "data.parquet")
+    for line in (
+        "fit data.parquet --rank 8 --select embedding --checkpoint run.svd --out model.svd",
+        "fit data.parquet --rank 8 --select embedding --state --out a.svd",
+        "fit data.parquet --rank 8 --select embedding --state --out b.svd",
+        "transform model.svd data.parquet --out scores.parquet",
+        "merge a.svd b.svd --out ab.svd",
+        "inspect model.svd",
+        "inspect model.svd --json",
+        "report model.svd --out report.html",
+    ):
+        assert main(line.split()) == 0, line
+    assert ss.load("ab.svd").rows == 1800
+    assert pq.read_metadata("scores.parquet").num_rows == 900
+
+
 def test_estimators_are_imported_at_first_use(rows):
     from streamsvd import StreamingPCA, StreamingSVD
 

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamsvd.flow.columns import plan, replan
+from streamsvd.flow.columns import checked, plan
 from streamsvd.flow.convert import convert
-from streamsvd.flow.sources import Block, as_reader, read
+from streamsvd.flow.pieces import Piece, located, pieces
+from streamsvd.flow.policies import Intake, Policies, enforce
+from streamsvd.flow.sources import as_reader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from streamsvd.arrays import Array
 
-logger = logging.getLogger("streamsvd")
-
-
-class Piece(NamedTuple):
-    """One batch of a stream: its rows as a matrix, and what is known of them."""
-
-    x: Array  # (b, d), or CSR
-    names: tuple[str, ...]  # of the columns; empty for arrays
-    beside: dict[str, np.ndarray]  # "weights" and "timestamps", each (b,), where columns were named for them
-    where: str  # for messages: "events/a.parquet, rows 0 to 4095"
+__all__ = ["Intake", "Piece", "batches", "located", "matrix", "pieces", "with_rows"]
 
 
 def batches(
-    source: Any, /, *, select: str | Sequence[str] | None = None, rows: int | None = None, nulls: str = "error"
+    source: Any,
+    /,
+    *,
+    select: str | Sequence[str] | None = None,
+    rows: int | None = None,
+    nulls: str = "error",
+    nonfinite: str = "error",
 ) -> Iterator[Array]:
     """Read any source as a stream of 2-D arrays of bounded size.
 
@@ -43,8 +42,11 @@ def batches(
         which must then be numbers.
     rows : int, optional
         At most so many rows in a batch; otherwise as many as fit into 16 MiB.
-    nulls : {"error", "drop"}
-        What a null in a selected column does: raise, naming column and count, or drop its row.
+    nulls : {"error", "drop", "mean"}
+        What a null in a selected column does: raise, naming column and count, leave its row out, or become the mean of its column: that
+        of all valid numbers (finite, not null) in the rows kept so far, this batch included, 0 where there are none.
+    nonfinite : {"error", "drop", "mean"}
+        The same for NaN and infinity, also in arrays; but with "error" they come as they are, and it is the engine that refuses them.
 
     Yields
     ------
@@ -76,23 +78,33 @@ def batches(
     [[1.0, 4.0], [2.0, 5.0]]
     [[3.0, 6.0]]
     """
-    return (piece.x for piece in pieces(source, select=select, rows=rows, nulls=nulls))
+    return (piece.x for piece in with_rows(pieces(source, select=select, rows=rows, nulls=nulls, nonfinite=nonfinite)))
+
+
+def with_rows(stream: Iterable[Piece], /) -> Iterator[Piece]:
+    """Pass over the pieces that lost all their rows, and those of a source that is waited for."""
+    return (piece for piece in stream if piece.x is not None and piece.x.shape[0])
 
 
 def matrix(
-    batch: Any, /, *, select: str | Sequence[str] | None = None, nulls: str = "error"
+    batch: Any,
+    /,
+    *,
+    select: str | Sequence[str] | None = None,
+    nulls: str = "error",
+    nonfinite: str = "error",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Convert one table (Arrow, Polars, pandas, or anything with the Arrow interface) to a 2-D array and the names of its columns.
 
     Parameters
     ----------
     batch : table with n rows
-    select, nulls
-        As in `batches`.
+    select, nulls, nonfinite
+        As in `batches`; the mean is that of the whole table.
 
     Returns
     -------
-    X : array (n, d); fewer rows where ``nulls="drop"`` drops some
+    X : array (n, d); fewer rows where a policy "drop" leaves some out
     names : tuple of str, length d; the i-th number of a list column ``e`` is called ``e[i]``
 
     Raises
@@ -106,98 +118,16 @@ def matrix(
     """
     import pyarrow as pa
 
-    columns, _ = _checked(select, nulls, None)
+    columns, _ = checked(select, None)
+    policies = Policies(nulls, nonfinite).checked()
     reader = as_reader(batch)
     parts = [part for part in reader if part.num_rows] or [pa.RecordBatch.from_pylist([], schema=reader.schema)]
     layout = plan(parts[0], columns, {})
-    converted = [convert(part, layout, nulls)[0] for part in parts]
-    return (converted[0] if len(converted) == 1 else np.concatenate(converted)), layout.names
-
-
-def pieces(
-    source: Any,
-    /,
-    *,
-    select: str | Sequence[str] | None = None,
-    rows: int | None = None,
-    nulls: str = "error",
-    weights: str | None = None,
-    timestamps: str | None = None,
-) -> Iterator[Piece]:
-    """Read any source as `batches` does, with the names of columns, the place of each batch, and the columns named beside them."""
-    columns, rows = _checked(select, nulls, rows)
-    beside = {role: name for role, name in (("weights", weights), ("timestamps", timestamps)) if name is not None}
-    for role, name in beside.items():
-        if not isinstance(name, str):
-            msg = f"{role} of type {type(name).__name__} arrived; expected the name of a column (sketch.update(X, {role}=...) takes arrays)"
-            raise TypeError(msg)
-    wanted = None if columns is None else list(dict.fromkeys([*columns, *beside.values()]))
-    return _pieces(read(source, columns=wanted, rows=rows), columns, nulls, beside)
-
-
-@contextmanager
-def located(where: str, /) -> Iterator[None]:
-    """Put the place of a batch, where it has one, in front of what is wrong with it."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        msg = f"{where}: {error}" if where else str(error)
-        raise kind(msg) from error
-
-
-def _checked(
-    select: str | Sequence[str] | None, nulls: str, rows: int | None
-) -> tuple[tuple[str, ...] | None, int | None]:
-    if nulls not in ("error", "drop"):
-        msg = f'nulls={nulls!r} arrived; expected "error" (a null raises) or "drop" (its row is left out)'
-        raise ValueError(msg)
-    if rows is not None and (isinstance(rows, bool) or not hasattr(rows, "__index__") or int(rows) < 1):
-        msg = f"rows={rows!r} arrived; expected a whole number of at least 1, or None for as many as fit into 16 MiB"
-        raise ValueError(msg)
-    columns = (select,) if isinstance(select, str) else select
-    if columns is None:
-        return None, rows
-    if not isinstance(columns, Sequence) or not all(isinstance(name, str) for name in columns) or not columns:
-        msg = f"select={select!r} arrived; expected the name of a column or a list of names, or None for all columns"
-        raise TypeError(msg)
-    if len(set(columns)) < len(columns):
-        msg = f"select={list(columns)} names a column twice; name each column once"
-        raise ValueError(msg)
-    return tuple(columns), rows
-
-
-def _pieces(
-    blocks: Iterator[Block], select: tuple[str, ...] | None, nulls: str, beside: dict[str, str]
-) -> Iterator[Piece]:
-    layout, seen, lost = None, 0, 0
-    for block in blocks:
-        data, first = block.data, block.row if block.file else seen
-        tabular = hasattr(data, "schema")
-        n = data.num_rows if tabular else data.shape[0]
-        where = f"{block.file}{', ' if block.file else ''}rows {first} to {first + n - 1}"
-        seen += n
-        if not tabular:
-            _no_names(where, select, beside)
-            yield Piece(data, (), {}, where)
-            continue
-        with located(block.file):
-            if layout is None:
-                fresh = plan(data, select, beside)
-            else:
-                fresh = layout if data.schema.equals(layout.schema) else replan(layout, data, select)
-        with located(where):
-            x, vectors = convert(data, fresh, nulls)
-        lost += n - x.shape[0]
-        if x.shape[0]:  # a batch that loses all its rows teaches nothing about widths
-            layout = fresh
-            yield Piece(x, layout.names, vectors, where)
-    if lost:
-        logger.info("%d of %d rows were left out because of nulls", lost, seen)
-
-
-def _no_names(where: str, select: Any, beside: dict[str, str]) -> None:
-    if select is not None or beside:
-        option = "select" if select is not None else next(iter(beside))
-        msg = f"{where}: {option}= names a column, and an array has no names; pass a table (pyarrow, polars), or leave {option} out"
-        raise TypeError(msg)
+    done = [convert(part, layout, nulls) for part in parts]
+    x = done[0].x if len(done) == 1 else np.concatenate([part.x for part in done])
+    missing = None
+    if any(part.missing is not None for part in done):
+        missing = np.concatenate(
+            [np.zeros(part.x.shape, bool) if part.missing is None else part.missing for part in done]
+        )
+    return enforce(x, policies, Intake(), missing=missing).x, layout.names

@@ -20,6 +20,8 @@ KINDS: dict[str, str | type] = {
     "gram": "streamsvd.gram:Gram",
     "truncated": "streamsvd.truncated:Truncated",
     "factors": "streamsvd.factors:Factors",
+    "run": "streamsvd.flow.checkpoints:Checkpoint",
+    "keyed": "streamsvd.flow.keyed:Keyed",
 }
 
 
@@ -44,10 +46,7 @@ def save(obj: Any, path: str | os.PathLike[str], /) -> None:
     -----
     Cost: the arrays are hashed (about 1 GB/s) and written once, without a copy of arrays that are contiguous on the CPU.
     """
-    kind = _kind_of(obj)
-    parts, meta = obj.parts()
-    arrays = {name: _storable(name, value) for name, value in parts.items()}
-    statefile.write(path, kind, arrays, _plain(meta, "meta"))
+    statefile.write(path, *contents(obj))
 
 
 def load(path: str | os.PathLike[str], /, *, like: Any = None, device: Any = None) -> Any:
@@ -64,6 +63,7 @@ def load(path: str | os.PathLike[str], /, *, like: Any = None, device: Any = Non
     Returns
     -------
     obj : Gram, Truncated or Factors
+        Of the checkpoint of a run, its state.
 
     Raises
     ------
@@ -78,14 +78,28 @@ def load(path: str | os.PathLike[str], /, *, like: Any = None, device: Any = Non
     """
     place = _placer(like, device)
     kind, arrays, meta = statefile.read(path, kinds=KINDS)
+    loaded = class_of(kind).from_parts({name: place(array) for name, array in arrays.items()}, restored(meta))
+    return loaded.state if kind == "run" else loaded
+
+
+def class_of(kind: str, /) -> Any:
+    """Return the class whose objects a file of this kind holds."""
     target = KINDS[kind]
     if isinstance(target, str):
         module, _, name = target.partition(":")
         target = getattr(import_module(module), name)
-    return target.from_parts({name: place(array) for name, array in arrays.items()}, _restored(meta))  # type: ignore[attr-defined]
+    return target
 
 
-def _kind_of(obj: Any) -> str:
+def contents(obj: Any, /) -> tuple[str, dict[str, np.ndarray], Any]:
+    """Return the kind, the arrays and the JSON values that a file of a state or factors holds, as `statefile.write` takes them."""
+    kind = kind_of(obj)
+    parts, meta = obj.parts()
+    return kind, {name: _storable(name, value) for name, value in parts.items()}, _plain(meta, "meta")
+
+
+def kind_of(obj: Any, /) -> str:
+    """Return the kind of file that holds an object like this one; TypeError where there is none."""
     for kind, target in KINDS.items():
         if target in (type(obj), f"{type(obj).__module__}:{type(obj).__qualname__}"):
             return kind
@@ -119,12 +133,13 @@ def _plain(value: Any, where: str) -> Any:
     raise TypeError(msg)
 
 
-def _restored(value: Any) -> Any:
+def restored(value: Any, /) -> Any:
+    """Return the values that a file holds as plain JSON."""
     if isinstance(value, list):
-        return [_restored(item) for item in value]
+        return [restored(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return float(value["$float"]) if "$float" in value else {key: _restored(item) for key, item in value.items()}
+    return float(value["$float"]) if "$float" in value else {key: restored(item) for key, item in value.items()}
 
 
 def _placer(like: Any, device: Any) -> Callable[[np.ndarray], Any]:

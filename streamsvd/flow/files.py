@@ -1,30 +1,73 @@
-"""Files as sources: which files a path, glob or folder stands for, and a reader for each kind.
-
-A reader opens a file and returns its Arrow schema with a function that reads the chosen columns as a stream of RecordBatches.
-"""
+"""Files as sources: which files a path, glob, folder or URL stands for, and what a file is known by."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-import numpy as np
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-# (names of the columns or None for all, rows in a batch) -> batches
-ReadBatches = Callable[[list[str] | None, int], Iterable[Any]]
-PAGE_BUFFER = 64 << 10  # for each column
-CSV_BLOCK = 4 << 20
+SUFFIXES = (".parquet", ".arrow", ".ipc", ".feather", ".csv", ".ndjson", ".jsonl", ".npy", ".npz")
+ARRAYS = (".npy", ".npz")
+HEAD_BYTES = 4096
 
 
-def find(source: str | os.PathLike[str], /) -> list[Path]:
-    """Return the files that a path, a glob or a folder stands for, sorted by name.
+@dataclass(frozen=True)
+class File:
+    """A file on this machine, or where an fsspec filesystem reaches it."""
+
+    path: str
+    remote: Any = None  # an fsspec filesystem
+    name: str = ""  # for messages and offsets, where it is not the path: a URL without what may be secret in it
+
+    @property
+    def suffix(self) -> str:
+        """The suffix in small letters, which says how to read it."""
+        return PurePosixPath(str(self)).suffix.lower()
+
+    @property
+    def key(self) -> str:
+        """What it is called in offsets: the path from the root, so that the working folder does not matter, or the URL."""
+        return os.path.abspath(self.path) if self.remote is None else str(self)  # noqa: PTH100 - links stay what they are
+
+    def __str__(self) -> str:
+        return self.name or self.path
+
+    def open(self) -> BinaryIO:
+        """Open it for reading bytes."""
+        opened = Path(self.path).open("rb") if self.remote is None else self.remote.open(self.path, "rb")  # noqa: SIM115
+        return cast("BinaryIO", opened)
+
+    def stat(self) -> tuple[int, int]:
+        """Return its size in bytes and the time of its last change in nanoseconds since 1970 (0 where that is not known)."""
+        if self.remote is None:
+            found = Path(self.path).stat()
+            return found.st_size, found.st_mtime_ns
+        size = self.remote.info(self.path).get("size")
+        try:
+            changed = int(self.remote.modified(self.path).timestamp() * 10**6) * 1000
+        except (NotImplementedError, KeyError, AttributeError, TypeError):
+            changed = 0
+        return int(size or 0), changed
+
+    def mark(self) -> dict[str, Any]:
+        """Return what it is known by: path, size, time of change, and a digest of its first bytes."""
+        with naming(self):
+            size, mtime_ns = self.stat()
+            with self.open() as opened:
+                head = blake2b(opened.read(HEAD_BYTES), digest_size=8).hexdigest()
+        return {"path": self.key, "size": size, "mtime_ns": mtime_ns, "head": head}
+
+
+def find(source: str | os.PathLike[str], /) -> list[File]:
+    """Return the files that a path, a glob, a folder or a URL stands for, sorted by name.
 
     A folder is searched at any depth. What starts with a dot or an underscore there, and files of another kind, are passed over.
 
@@ -33,162 +76,94 @@ def find(source: str | os.PathLike[str], /) -> list[Path]:
     FileNotFoundError
         Nothing is there: no such path, no match for the glob, no readable file in the folder.
     ValueError
-        A URL, or a file whose suffix does not say how to read it.
+        A URL of an unknown scheme, or a file whose suffix does not say how to read it.
+    ImportError
+        A URL whose scheme wants a package that is not installed; the message has the pip command.
     """
     text = os.fspath(source)
-    if "://" in text:
-        msg = (
-            f"{text!r} is a URL, and only local paths are read here; "
-            "open it with pyarrow.dataset.dataset(...) or polars.scan_parquet(...) and pass what that returns"
-        )
+    if not text:
+        msg = "an empty path arrived; write '.' for the current folder"
         raise ValueError(msg)
-    path = Path(text).expanduser()
+    if "://" in text and not text.startswith("file://"):
+        from streamsvd.flow.remote import find as find_remote
+
+        return find_remote(text)
+    path = Path(url2pathname(urlsplit(text).path) if text.startswith("file://") else text).expanduser()
     if path.is_dir():
         return _folder(path)
     if path.exists():
-        return [_known(path)]
+        return [known(File(str(path)))]
     if any(sign in text for sign in "*?["):
         root = Path(path.anchor)
         found = sorted(p for p in root.glob(str(path.relative_to(root))) if not p.name.startswith("."))
         if not found:
             msg = f"no file matches the pattern {text!r} (looked from {Path.cwd()}); check the folder and the suffix"
             raise FileNotFoundError(msg)
-        return [file for p in found for file in (_folder(p) if p.is_dir() else [_known(p)])]
+        return [file for p in found for file in (_folder(p) if p.is_dir() else [known(File(str(p)))])]
     parent = path.absolute().parent
     reason = f"the folder {parent} has no {path.name!r}" if parent.is_dir() else f"there is no folder {parent}"
     msg = f"{text!r} does not exist: {reason}; check the path"
     raise FileNotFoundError(msg)
 
 
-def open_file(path: Path, /) -> tuple[pa.Schema, ReadBatches]:
-    """Open one file and return its schema and the function that reads its batches (not for .npy, which is one array).
-
-    Raises
-    ------
-    ValueError, OSError
-        The file is damaged, is not what its suffix says, or may not be read; the message names it.
-    """
-    with naming(path):
-        return READERS[path.suffix.lower()](path)
+def inside(folder: Path, /) -> list[Path]:
+    """Return the files of a folder that are data, at any depth, sorted: of a known kind, none of them hidden."""
+    found = []
+    for at, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if wanted(name)]
+        found += [Path(at, name) for name in names if wanted(name) and Path(name).suffix.lower() in SUFFIXES]
+    return sorted(file for file in found if file.is_file())
 
 
-def count_rows(path: Path, /) -> int | None:
-    """Return the number of rows that a file declares, or None where that takes reading it."""
-    suffix = path.suffix.lower()
-    with naming(path):
-        if suffix == ".npy":
-            shape = np.load(path, mmap_mode="r").shape
-            return int(shape[0]) if shape else None
-        if suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            return int(pq.read_metadata(path).num_rows)
-    return None
+def wanted(name: str, /) -> bool:
+    """Whether the name of a file or folder is one of data: dots and underscores hide, as Hadoop and Spark do."""
+    return not name.startswith((".", "_"))
 
 
-@contextmanager
-def naming(path: Path, /) -> Iterator[None]:
-    """Put the name of the file into what goes wrong while it is read."""
-    try:
-        yield
-    except (OSError, ValueError, EOFError, NotImplementedError) as error:
-        kind = type(error) if isinstance(error, OSError) else ValueError
-        msg = f"{str(path)!r} cannot be read: it is damaged, or not what its suffix says ({error})"
-        raise kind(msg) from error
-
-
-def _folder(path: Path) -> list[Path]:
-    def wanted(file: Path) -> bool:
-        hidden = any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-        return not hidden and file.suffix.lower() in READERS and file.is_file()
-
-    found = sorted(file for file in path.rglob("*") if wanted(file))
-    if not found:
-        msg = f"the folder {str(path)!r} holds no file to read; expected at least one of {', '.join(READERS)}"
-        raise FileNotFoundError(msg)
-    return found
-
-
-def _known(path: Path) -> Path:
-    if path.suffix.lower() not in READERS:
+def known(file: File, /) -> File:
+    """Return the file, or raise where its suffix does not say how to read it."""
+    if file.suffix not in SUFFIXES:
         msg = (
-            f"the suffix of {str(path)!r} does not say how to read it; expected one of {', '.join(READERS)}: "
+            f"the suffix of {str(file)!r} does not say how to read it; expected one of {', '.join(SUFFIXES)}: "
             "rename the file, or open it yourself and pass the table"
         )
         raise ValueError(msg)
-    return path
+    return file
 
 
-def _parquet(path: Path) -> tuple[pa.Schema, ReadBatches]:
-    import pyarrow.parquet as pq
-
-    # Reading ahead (the default) holds every row group of the file in memory in the end.
-    return parquet_batches(pq.ParquetFile(path, pre_buffer=False, buffer_size=PAGE_BUFFER))
-
-
-def parquet_batches(file: pq.ParquetFile, /) -> tuple[pa.Schema, ReadBatches]:
-    """Return the schema and the batches of an open Parquet file, which is read row group by row group."""
-
-    def batches(names: list[str] | None, rows: int) -> Iterator[pa.RecordBatch]:
-        for group in range(file.num_row_groups):
-            yield from file.iter_batches(rows, row_groups=[group], columns=names)
-
-    return file.schema_arrow, batches
-
-
-def _ipc(path: Path) -> tuple[pa.Schema, ReadBatches]:
-    import pyarrow as pa
-
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except pa.ArrowInvalid:
-        stream = pa.ipc.open_stream(pa.OSFile(str(path)))
-        return stream.schema, lambda names, rows: stream
-    count = reader.num_record_batches
-    # Mapped anew for each batch: pages that were read count as memory of this process until their map is gone.
-    return reader.schema, lambda names, rows: (
-        pa.ipc.open_file(pa.memory_map(str(path))).get_batch(i) for i in range(count)
+def no_data(folder: object, /) -> FileNotFoundError:
+    """Return the error of a folder without data."""
+    return FileNotFoundError(
+        f"the folder {str(folder)!r} holds no file to read; expected at least one of {', '.join(SUFFIXES)}"
     )
 
 
-def _csv(path: Path) -> tuple[pa.Schema, ReadBatches]:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    block = csv.ReadOptions(block_size=CSV_BLOCK)
-    with csv.open_csv(path, read_options=block) as first:
-        schema = first.schema
-    if _looks_like_data(schema.names):
-        msg = (
-            f"its first line is {', '.join(schema.names[:3])}, ...: a row of numbers, which would be lost as names of columns; "
-            "write a header line, or pass polars.scan_csv(path, has_header=False)"
-        )
-        raise ValueError(msg)
-    # Types are guessed from the first block, and whole numbers (or nothing) there may be followed by fractions.
-    wide = {f.name: pa.float64() for f in schema if pa.types.is_integer(f.type) or pa.types.is_null(f.type)}
-
-    def batches(names: list[str] | None, rows: int) -> Iterable[pa.RecordBatch]:
-        convert = csv.ConvertOptions(column_types=wide, include_columns=names)
-        return csv.open_csv(path, read_options=block, convert_options=convert)
-
-    return schema, batches
+class UnsuitedError(ValueError):
+    """A file is whole, and yet cannot be read as rows; the message says why and what to do."""
 
 
-def _looks_like_data(header: list[str]) -> bool:
+@contextmanager
+def naming(file: File, /) -> Iterator[None]:
+    """Put the name of the file into what goes wrong while it is read."""
     try:
-        numbers = [float(name) for name in header]
-    except ValueError:
-        return False
-    # Different whole numbers are names that people give: years, 0 to 783.
-    return len(set(numbers)) < len(numbers) or not all(name.isdigit() for name in header)
+        yield
+    except UnsuitedError as error:
+        msg = f"{str(file)!r} cannot be read as rows: {error}"
+        raise ValueError(msg) from error
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        msg = f"{str(file)!r} cannot be read: it is damaged, or not what its suffix says ({error})"
+        raise kind_of(error)(msg) from error
 
 
-# .npy is read by sources.py, as the array it is.
-READERS: dict[str, Any] = {
-    ".parquet": _parquet,
-    ".arrow": _ipc,
-    ".ipc": _ipc,
-    ".feather": _ipc,
-    ".csv": _csv,
-    ".npy": None,
-}
+def kind_of(error: Exception, /) -> type[Exception]:
+    """Return the kind of error to raise in place of one: its own for Python's errors of files, which take a message alone."""
+    if isinstance(error, OSError):
+        return type(error) if type(error).__module__ == "builtins" else OSError
+    return ValueError
+
+
+def _folder(path: Path) -> list[File]:
+    found = inside(path)
+    if not found:
+        raise no_data(path)
+    return [File(str(file)) for file in found]

@@ -1,29 +1,29 @@
-"""The one loop: batches of a source are folded into a state."""
+"""The one loop: batches of a source are folded into a state, which a checkpoint keeps together with the place in the source."""
 
 from __future__ import annotations
 
-import sys
-import time
-from contextlib import contextmanager
-from dataclasses import replace
+import logging
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from streamsvd.arrays import is_sparse, to_numpy
-from streamsvd.flow.batches import Piece, located, pieces
-from streamsvd.flow.sources import total_rows
+from streamsvd.flow.keeper import Keeper, interval
+from streamsvd.flow.pieces import Piece, located, pieces
+from streamsvd.flow.policies import Intake
+from streamsvd.flow.prepare import begin, check_whole, find_past, open_quarantine, open_stream, spill_folder
+from streamsvd.flow.progress import watch
+from streamsvd.flow.request import Kind, Request
+from streamsvd.flow.signals import Deferred, act
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    import os
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import timedelta
 
-    from streamsvd.factors import Factors
+    from streamsvd.flow.events import Event
 
-Kind = Literal["auto", "gram", "truncated"]
-REREAD = "pass something that can be read twice (a path, a table, a list of arrays), a vector scale=, or kind='gram'"
+logger = logging.getLogger("streamsvd")
 
 
 def fit(
@@ -37,6 +37,8 @@ def fit(
     weights: str | None = None,
     timestamps: str | None = None,
     nulls: str = "error",
+    nonfinite: str = "error",
+    quarantine: str | os.PathLike[str] | None = None,
     kept: int | None = None,
     shrink: float = 0.0,
     decay: float | None = None,
@@ -45,13 +47,20 @@ def fit(
     seed: int = 0,
     scale: Any = None,
     exact: bool = False,
+    by: str | None = None,
+    keys: int = 1000,
+    overflow: Literal["error", "spill"] = "error",
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int | str | timedelta = "30s",
+    keep: int = 3,
+    on_event: Callable[[Event], Any] | None = None,
     progress: bool | None = None,
-) -> Factors:
-    """Fold a source of any size into factors with a certified error.
+) -> Any:
+    """Fold a source of any size into factors with a certified error; with a checkpoint, go on where an earlier run was stopped.
 
     Parameters
     ----------
-    source : path, glob, folder, table, LazyFrame, dataset, array (n, d), or an iterable of these
+    source : path, glob, folder, table, LazyFrame, dataset, array (n, d), `Follow`, or an iterable of these
         Everything that `streamsvd.batches` reads.
     rank : int
         Components k to report.
@@ -59,28 +68,50 @@ def fit(
         Columns to take (numbers, or lists of numbers such as embeddings); all columns otherwise, which must then be numbers.
     weights, timestamps : str, optional
         The column that holds the weight of each row, and the one that holds its time (for a ``half_life`` such as "30s").
-    nulls : {"error", "drop"}
-        What a null does: raise, naming column and count, or drop its row.
+    nulls, nonfinite : {"error", "drop", "mean"}
+        What a null, and what NaN or infinity does: raise, naming the column; drop its row; or be replaced by its column's mean so far.
+    quarantine : path, optional
+        Where rows that are dropped are written with file, row and reason: a folder, or without checkpoint a ``.parquet`` file.
     scale : array (d,) or "unit", optional
         Divide columns by a vector, or by their standard deviation; a truncated state then reads the source twice.
     kind, center, kept, shrink, decay, half_life, dtype, seed, exact
         As in `streamsvd.sketch`.
+    by : str, optional
+        One state for each value of this column; the result is a dict of factors by value.
+    keys : int
+        Most states in memory at a time.
+    overflow : {"error", "spill"}
+        What one value more does: raise, or send the state that was not seen for longest to the disk.
+    checkpoint : path, optional
+        A file that keeps the state together with the place in the source. If it exists, the run goes on from there: every row counts
+        once, and the result has the same bits as if nothing had happened. SIGINT and SIGTERM then wait for the end of a batch.
+    every : int, str or timedelta
+        So many rows, or so much time ("30s", "5m"), lie between two checkpoints; with rows, a run waits until the one before is on the
+        disk. ``every``, ``keep``, ``on_event`` and ``progress`` may change from run to run, other options may not.
+    keep : int
+        So many checkpoints are kept: ``PATH`` is the newest, ``PATH.1`` the one before. A damaged one is passed over.
+    on_event : function, optional
+        Called with an `Event` at each checkpoint (without one too), which says how fast rows come and how far they have drifted.
     progress : bool, optional
         A progress bar on the error stream: yes, no, or (default) if that is a terminal.
 
     Returns
     -------
-    factors : Factors
-        With ``names``, where the source has names.
+    factors : Factors, or dict of Factors with ``by``
+        With ``names``, where the source has names; ``info`` says what was dropped, filled, or passed over.
 
     Raises
     ------
     TypeError, ValueError, OSError
-        For a source without rows, data that is refused (the message names file and rows), or options that are out of range.
+        For a source without rows, data that is refused (the message names file and rows), options that are out of range, and a checkpoint
+        of other options, of another source or without a whole copy (the message names the difference).
+    BlockingIOError
+        Another run is writing this checkpoint.
 
     Notes
     -----
-    Memory: the state and a batch or two, whatever the length of the stream.
+    Memory: the state and a batch or two, whatever the length of the stream; a second state while a checkpoint is written.
+    Iterators and queries cannot be entered in the middle: to go on, they are read again and the rows that were folded are passed over.
 
     Examples
     --------
@@ -90,37 +121,98 @@ def fit(
     >>> factors.vt.shape, factors.rows
     ((2, 8), 500)
     """
-    from streamsvd.planner import sketch
+    options = {name: value for name, value in locals().items() if name != "source"}
+    outcome = run(source, **options)
+    described = {"names": outcome.names, "info": outcome.info}
+    if by is None:
+        return replace(outcome.state.factors(), **described)
+    return {key: replace(factors, **described) for key, factors in outcome.state.factors().items()}
 
-    opened = partial(pieces, source, select=select, nulls=nulls, weights=weights, timestamps=timestamps)
-    stream = opened()
-    first = next(stream, None)
-    if first is None:
-        msg = f"the source ({_named(source)}) gave no rows, and factors need at least one; check the path, or what was filtered out"
-        raise ValueError(msg)
-    make = partial(
-        sketch,
-        columns=first.x.shape[1],
-        rank=rank,
-        center=center,
-        kept=kept,
-        shrink=shrink,
-        decay=decay,
-        half_life=half_life,
-        dtype=dtype,
-        seed=seed,
-        exact=exact,
-    )
-    measured = None
-    if isinstance(scale, str) and scale == "unit":
-        state, measured = _unit_state(make, kind, opened, source, progress)
-    else:
-        state = make(kind=kind, scale=scale)
-    state = _folded(state, chain([first], stream), _watch(progress, source, "folding"))
-    if measured not in (None, state.rows):
-        msg = f"the source gave {measured} rows when its columns were measured and {state.rows} when they were folded; {REREAD}"
-        raise ValueError(msg)
-    return replace(state.factors(), names=first.names)
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run came to.
+
+    Attributes
+    ----------
+    state : Gram, Truncated or Keyed
+    names : tuple of str, the columns
+    intake : Intake, rows seen, dropped and filled, those before the run was resumed included
+    events : tuple of dict, the last 1000
+    resumed_rows : int, rows that were in the checkpoint that the run went on from
+    notes : tuple of str, what else there is to say, such as damaged checkpoints that were passed over
+    """
+
+    state: Any
+    names: tuple[str, ...]
+    intake: Intake
+    events: tuple[dict[str, Any], ...] = ()
+    resumed_rows: int = 0
+    notes: tuple[str, ...] = ()
+    scratch: Any = field(default=None, repr=False)  # keeps the states of keys on the disk as long as the state
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is worth telling, as plain values; empty where there is nothing."""
+        intake = self.intake
+        told = {"dropped": dict(intake.dropped), "filled": dict(intake.filled), "notes": list(self.notes)}
+        return {name: value for name, value in told.items() if value}
+
+
+def run(
+    source: Any,
+    /,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int | str | timedelta = "30s",
+    keep: int = 3,
+    on_event: Callable[[Event], Any] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Outcome:
+    """Fold a source as `fit` does, under the same options, and return the state and all that is known of the run.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        As `fit`.
+    KeyboardInterrupt, or what the handler of the signal raises
+        A signal came, and the checkpoint was written.
+    """
+    asked = Request(**options)
+    interval(every)
+    with ExitStack() as stack:
+        past = find_past(asked, checkpoint, keep, stack)
+        quarantine = open_quarantine(asked, past, stack)
+        spill = spill_folder(asked, past.store)
+        keeper = Keeper(
+            past.store,
+            every=every,
+            on_event=on_event,
+            settings=asked.settings(),
+            quarantine=quarantine,
+            last=past.last,
+            spill=spill and spill.path,
+        )
+        stack.callback(keeper.close)
+        empty = partial(begin, asked, source, keeper, spill and spill.path, progress)
+        stopped = stack.enter_context(Deferred(keeper.begun, source) if past.store else nullcontext())
+        stream = stack.enter_context(closing(open_stream(asked, source, quarantine, past)))
+        past = past._replace(last=None)  # its state need not be held any longer
+        try:
+            with watch(progress, source, "folding", done=past.rows) as advance:
+                state = _loop(keeper.state, stream, empty, keeper, advance, stopped)
+            arrived = stopped and stopped.arrived
+            if not arrived:
+                check_whole(state, keeper, source)
+        except Exception:
+            keeper.rescue()
+            raise
+        keeper.finish(finished=not arrived)
+    if arrived:
+        logger.warning("stopped after %d rows, which are in %s", state.rows, checkpoint)
+        act(arrived)
+    return Outcome(state, keeper.names, keeper.intake or Intake(), keeper.events, past.rows, past.notes, spill)
 
 
 def fold(
@@ -132,6 +224,7 @@ def fold(
     weights: str | None = None,
     timestamps: str | None = None,
     nulls: str = "error",
+    nonfinite: str = "error",
     progress: bool | None = None,
 ) -> Any:
     """Return a state with all rows of a source added; the parameters are those of `fit`.
@@ -141,100 +234,25 @@ def fold(
     TypeError, ValueError, OSError
         As `fit`. The state that was passed stays what it was.
     """
-    stream = pieces(source, select=select, nulls=nulls, weights=weights, timestamps=timestamps)
-    return _folded(sketch, stream, _watch(progress, source, "folding"))
+    options = {"nulls": nulls, "nonfinite": nonfinite, "weights": weights, "timestamps": timestamps}
+    stream: Any = pieces(source, select=select, **options)
+    with closing(stream), watch(progress, source, "folding") as advance:
+        return _loop(sketch, stream, None, Keeper(None), advance, None)
 
 
-def _folded(state: Any, stream: Iterable[Piece], watch: Any) -> Any:
-    with watch as advance:
-        for piece in stream:
-            with located(piece.where):
-                state = state.update(piece.x, **piece.beside)
+def _loop(
+    state: Any, stream: Iterable[Piece], empty: Any, keeper: Keeper, advance: Callable[[int], None], signals: Any
+) -> Any:
+    for piece in stream:
+        if piece.x is not None and piece.x.shape[0]:
+            keeper.at = piece
+            if state is None:
+                state = empty(piece)
+            keys = {} if piece.keys is None else {"keys": piece.keys}
+            with located(piece):
+                state = state.update(piece.x, **piece.beside, **keys)
             advance(piece.x.shape[0])
+        keeper.after(state, piece)
+        if signals is not None and signals.arrived is not None:
+            break
     return state
-
-
-def _unit_state(
-    make: Callable[..., Any], kind: str, opened: Callable[[], Iterable[Piece]], source: Any, progress: bool | None
-) -> tuple[Any, int | None]:
-    """Return an empty state with columns of unit variance, and how many rows were measured for that, if any."""
-    if make(kind=kind).kind == "gram":
-        return make(kind="gram", scale="unit"), None
-    for part in source if isinstance(source, list | tuple) else [source]:
-        if hasattr(part, "__next__"):
-            msg = f"scale='unit' with a truncated state reads the source twice, and a {type(part).__name__} gives its rows once; {REREAD}"
-            raise ValueError(msg)
-    deviation, rows = _deviations(opened(), make(kind="truncated").options, _watch(progress, source, "measuring"))
-    return make(kind="truncated", scale=deviation), rows
-
-
-def _deviations(stream: Iterable[Piece], options: Any, watch: Any) -> tuple[np.ndarray, int]:
-    """Return the standard deviation of each column (root mean square without centring; 1 where it is 0) and the rows that it is of.
-
-    Weights and decay count as in the state; moments of batches are joined in float64 (Chan, Golub and LeVeque 1983).
-    """
-    if options.half_life is not None:
-        msg = "scale='unit' with a half_life in time wants kind='gram', which measures as it goes; or pass a vector scale="
-        raise ValueError(msg)
-    from streamsvd.batch import as_batch
-
-    rows, total = 0, 0.0
-    mean, square = np.zeros(options.columns), np.zeros(options.columns)
-    with watch as advance:
-        for piece in stream:
-            with located(piece.where):
-                x = as_batch(piece.x, columns=options.columns)
-            w = np.asarray(piece.beside.get("weights", np.ones(x.shape[0])))
-            x, w = (x, w) if w.all() else (x[np.flatnonzero(w)], w[w != 0])
-            w = w * options.decay ** np.arange(w.size - 1, -1, -1.0)
-            past = options.decay**w.size
-            here, spread = _moments(x, w, options.center)
-            total, before = total * past + w.sum(), total * past
-            share = w.sum() / total if total > 0 else 0.0
-            square = square * past + spread + before * share * (here - mean) ** 2
-            mean = mean + share * (here - mean)
-            rows += w.size
-            advance(x.shape[0])
-    deviation = np.sqrt(square / (total - 1.0 if options.center and total > 1.0 else max(total, 1e-300)))
-    return np.where(deviation > 0, deviation, 1.0), rows
-
-
-def _moments(x: Any, w: np.ndarray, center: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted mean of each column (0 without centring) and the weighted sum of squares about it."""
-    if is_sparse(x):
-        mean = (x.T.astype(np.float64) @ w) / max(w.sum(), 1e-300) * center
-        return mean, np.maximum((x.multiply(x).T.astype(np.float64) @ w) - w.sum() * mean**2, 0.0)
-    x = to_numpy(x).astype(np.float64)
-    mean = (w @ x) / max(w.sum(), 1e-300) * center
-    return mean, w @ (x - mean) ** 2
-
-
-def _named(source: Any) -> str:
-    return (
-        repr(str(source))
-        if isinstance(source, str) or hasattr(source, "__fspath__")
-        else f"of type {type(source).__name__}"
-    )
-
-
-@contextmanager
-def _watch(progress: bool | None, source: Any, what: str) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar where it is wanted; what is yielded takes the number of rows done since the last call."""
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield lambda rows: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    shown = "{task.description} {task.completed:,.0f} rows", "{task.fields[rate]}"
-    columns = TextColumn(shown[0]), BarColumn(), TextColumn(shown[1]), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task, began, done = bar.add_task(what, total=total_rows(source), rate=""), time.monotonic(), 0
-
-        def advance(rows: int) -> None:
-            nonlocal done
-            done += rows
-            bar.update(task, completed=done, rate=f"{done / max(time.monotonic() - began, 1e-9):,.0f} rows/s")
-
-        yield advance
-        bar.update(task, total=done)

@@ -44,6 +44,16 @@ def check_target(path: str | os.PathLike[str], /, *, suffixes: tuple[str, ...] =
     return target
 
 
+def described(source: Any, /) -> str:
+    """Return what a source is called in the metadata of what was made of it: its paths, or its type."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    if isinstance(source, list | tuple) and len(source) > 0:
+        names = list(dict.fromkeys(described(part) for part in source))
+        return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+    return f"{type(source).__module__.partition('.')[0]}.{type(source).__qualname__}".removeprefix("builtins.")
+
+
 @contextmanager
 def draft_of(path: str | os.PathLike[str], /) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; at the end it takes the place of ``path`` in one step, after an error it is removed."""

@@ -1,101 +1,126 @@
-"""What a stream of rows may come from, opened and cut into blocks of bounded size.
+"""What a stream of rows may come from, opened and cut into blocks of bounded size, each with the offset to go on from.
 
-Files (one, a glob, a folder, a list), anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``, Polars LazyFrames, pyarrow
-Datasets, Scanners and ParquetFiles, arrays, sparse matrices, and iterators of any of these. ``batches.py`` makes matrices of the blocks.
+Files (one, a glob, a folder, a URL, a list), a followed folder, anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``, Polars
+LazyFrames, pyarrow Datasets, Scanners and ParquetFiles, Flight readers, torch DataLoaders, arrays, sparse matrices, and iterators of any
+of these. ``batches.py`` makes matrices of the blocks.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from streamsvd.arrays import is_sparse
-from streamsvd.flow import files
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pyarrow as pa
-
-# Large enough to keep BLAS busy, small enough to hold several of them.
-BLOCK_BYTES = 16 << 20
-LIST_BYTES = 4096  # a guess for a column whose width only its data knows
-ACCEPTED = (
-    f"a path, glob or folder of {', '.join(files.READERS)} files, an Arrow, Polars or pandas table, a LazyFrame, a DuckDB relation, "
-    "a pyarrow Dataset, Scanner or ParquetFile, a 2-D array, a SciPy sparse matrix, or an iterator or list of these"
+from streamsvd.flow.arrayfiles import array_parts
+from streamsvd.flow.blocks import (
+    START,
+    Part,
+    Place,
+    as_reader,
+    count,
+    cut,
+    cut_array,
+    existing,
+    listed,
+    table_step,
+    without,
 )
+from streamsvd.flow.files import ARRAYS, SUFFIXES, File, find, naming
+from streamsvd.flow.follow import Follow
+from streamsvd.flow.objects import dataset, first_matrix, is_loader, lazy_frame, table
+from streamsvd.flow.offsets import Offset, begin, each, joined, mark, offset, verify
+from streamsvd.flow.readers import file_rows, open_file
+
+__all__ = ["Block", "Offset", "as_reader", "existing", "listed", "owned", "read", "total_rows"]
+
+ACCEPTED = (
+    f"a path, glob or folder of {', '.join(SUFFIXES)} files or its URL, an Arrow, Polars or pandas table, a LazyFrame, a DuckDB relation, "
+    "a pyarrow Dataset, Scanner or ParquetFile, a torch DataLoader, a 2-D array, a SciPy sparse matrix, or an iterator or list of these"
+)
+
+UNUSED = "pass one that was not used yet and gives the same rows again"
 
 
 class Block(NamedTuple):
-    """A piece of a source as it was read: an Arrow RecordBatch, a 2-D array or a CSR matrix."""
+    """A piece of a source as it was read."""
 
-    data: Any
+    data: Any  # an Arrow RecordBatch, a 2-D array or a CSR matrix; None where a followed folder has nothing to read
     file: str = ""  # empty where the rows come from no file
-    row: int = 0  # the number of its first row in that file
+    row: int = 0  # the number of its first row in that file, or in the stream
+    offset: Offset | None = None  # where reading can go on after this block; plain JSON
 
 
-def read(source: Any, /, *, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[Block]:
+# (columns, rows in a part) -> parts, from the first row on
+Opener = Callable[[Any, Sequence[str] | None, int | None], Iterator[Part]]
+
+
+def read(
+    source: Any, /, *, columns: Sequence[str] | None = None, rows: int | None = None, start: Offset | None = None
+) -> Iterator[Block]:
     """Cut a source into blocks of bounded size.
 
     Parameters
     ----------
-    source : path, table, lazy query, dataset, array, or an iterable of these
-        See the module's docstring.
+    source : path, URL, Follow, table, lazy query, dataset, array, or an iterable of these
+        See the module's docstring. A DataLoader gives tensors, or tuples, lists or dicts, of which the first 2-D tensor is taken.
     columns : sequence of str, optional
         Read only these columns of tables; every column otherwise. Arrays have no names to choose by.
     rows : int, optional
         At most so many rows in a block; otherwise as many as fit into 16 MiB.
+    start : dict, optional
+        The offset of a block: reading goes on after it, with blocks cut where they would be without the interruption.
 
     Returns
     -------
     blocks : iterator of Block
-        One pass over the source in its own order. Paths are looked up at once, all else is opened when the first block is asked for.
+        One pass over the source in its own order. Paths are looked up and compared with ``start`` at once, all else is opened when the
+        first block is asked for.
 
     Raises
     ------
     FileNotFoundError
         A path that does not exist, or a glob or folder with no file to read.
     ValueError
-        An unknown kind of file, a damaged file, a column that does not exist, an array that is not 2-D.
+        An unknown kind of file, a damaged file, a column that does not exist, an array that is not 2-D; a source that is not what it was
+        when ``start`` was taken of it, naming the difference.
     TypeError
         Something that holds no rows.
 
     Notes
     -----
     Memory: one block, and what the readers of Parquet and CSV hold of one row group or text block.
+
+    After ``start``, files that were read are passed over unopened but for their first bytes. In the file at hand Parquet, IPC and array
+    files go on at the row group, record batch or row; text is read again and its rows passed over, and so is everything that is no file:
+    a query, a reader or an iterator must give the same rows again, in the same order.
     """
-    if isinstance(source, str | os.PathLike):
-        return chain.from_iterable(_file(path, columns, rows) for path in files.find(source))
-    if hasattr(source, "collect_batches"):
-        return _lazy_frame(source, columns, rows)
-    if hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
-        return _table(source, columns, rows)
-    if hasattr(source, "iter_batches") or hasattr(source, "to_batches"):
-        return _dataset(source, columns, rows)
-    if is_sparse(source) or (hasattr(source, "shape") and hasattr(source, "ndim")):
-        return _array(source, rows)
+    if isinstance(source, Follow):
+        return _blocks(source.files(start), columns, rows, start, lambda: source.stopped)
+    passed, place, _ = begin(start)
+    items = list(_items(source))
+    verify(items, start)
+    rest = items[sum(1 for _ in each(passed)) :]
+    if place.row and inspect.isgenerator(rest[0]) and inspect.getgeneratorstate(rest[0]) != inspect.GEN_CREATED:
+        msg = f"{place.row} rows of a generator were read before, and this one was already used; {UNUSED}"
+        raise ValueError(msg)
+    return _blocks(iter(rest), columns, rows, start, lambda: False)
+
+
+def owned(source: Any, /) -> bool:
+    """Whether a source is made of files only, so that a thread of ours may read it."""
     if isinstance(source, list | tuple):
-        return chain.from_iterable([read(part, columns=columns, rows=rows) for part in source])
-    if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray | Mapping):
-        return chain.from_iterable(read(part, columns=columns, rows=rows) for part in source)
-    cure = "; write numpy.asarray(x) for a list of lists of numbers" if isinstance(source, int | float) else ""
-    cure = "; write pyarrow.table(x) for a dict of columns" if isinstance(source, Mapping) else cure
-    msg = f"no rows can be read from an object of type {type(source).__name__}; expected {ACCEPTED}{cure}"
-    raise TypeError(msg)
+        return bool(source) and all(map(owned, source))
+    return isinstance(source, str | os.PathLike | Follow)
 
 
 def total_rows(source: Any, /) -> int | None:
     """Return how many rows a source has where that is known without reading them, else None."""
     counts: list[int | None]
     if isinstance(source, str | os.PathLike):
-        found = files.find(source)
-        counts = [files.count_rows(path) for path in found] if len(found) <= 1000 else [None]
+        found = find(source)
+        counts = [file_rows(file) for file in found] if len(found) <= 1000 else [None]
     elif isinstance(source, list | tuple):
         counts = [total_rows(part) for part in source]
     elif hasattr(source, "num_rows"):
@@ -106,168 +131,104 @@ def total_rows(source: Any, /) -> int | None:
         counts = [int(source.shape[0]) if source.shape else None]
     else:
         counts = [None]
-    known = [count for count in counts if count is not None]
+    known = [one for one in counts if one is not None]
     return sum(known) if len(known) == len(counts) else None
 
 
-def as_reader(table: Any, /) -> pa.RecordBatchReader:
-    """Return what speaks the Arrow interface as a RecordBatchReader; a bare column without a name is called ``value``."""
-    import pyarrow as pa
-
-    if hasattr(table, "__arrow_c_stream__"):
-        try:
-            return pa.RecordBatchReader.from_stream(table)
-        except pa.ArrowInvalid:  # a stream of values, such as a Polars Series or a ChunkedArray
-            return pa.table({"value": pa.chunked_array(table)}).to_reader()
-    column = pa.array(table)
-    whole = pa.types.is_struct(column.type)
-    batch = pa.RecordBatch.from_struct_array(column) if whole else pa.record_batch({"value": column})
-    return pa.RecordBatchReader.from_batches(batch.schema, [batch])
-
-
-def existing(there: Sequence[str], wanted: Sequence[str] | None, where: str = "") -> list[str] | None:
-    """Return the wanted columns, or raise where one does not exist or its name does not say which one is meant.
-
-    ``e[0]``, ``e[1]``, ..., which is how the numbers of a list column ``e`` are called, mean that column.
-    """
-    if wanted is None:
-        return None
-    count = Counter(there)
-    lists = {name: name.rpartition("[")[0] for name in wanted if not count[name] and name.endswith("]")}
-    found = list(dict.fromkeys(lists[name] if name in lists and count[lists[name]] else name for name in wanted))
-    missing = [name for name in found if not count[name]]
-    if missing:
-        msg = f"{where}there is no column {listed(missing)}; the columns are {listed(there)}"
-        raise ValueError(msg)
-    twice = [name for name in found if count[name] > 1]
-    if twice:
-        msg = f"{where}there are several columns called {listed(twice)}; rename all but one of them"
-        raise ValueError(msg)
-    return found
+def _blocks(
+    items: Iterator[Any],
+    columns: Sequence[str] | None,
+    rows: int | None,
+    start: Offset | None,
+    stopped: Callable[[], bool],
+) -> Iterator[Block]:
+    marks, place, total = begin(start)
+    for item in items:
+        if item is None:
+            yield Block(None, "", total, offset(marks, place, total, whole=True))
+            continue
+        marks, at = joined(marks, mark(item)), START
+        for part, at in _after(item, _parts(item, columns, rows, place), place):
+            n = count(part.data)
+            total += n
+            yield Block(part.data, part.file, part.row if part.file else total - n, offset(marks, at, total))
+            if stopped():
+                return
+        place = START
 
 
-def listed(names: Iterable[Any], /) -> str:
-    """Return quoted names for a message, the first twenty where there are more."""
-    shown = [repr(str(name)) for name in names]
-    return ", ".join(shown[:20]) + (f", ... ({len(shown)} in all)" if len(shown) > 20 else "")
-
-
-def _file(path: Path, columns: Sequence[str] | None, rows: int | None) -> Iterator[Block]:
-    if path.suffix.lower() == ".npy":
-        yield from _npy(path, rows)
-        return
-    schema, batches = files.open_file(path)
-    names = existing(schema.names, columns, f"{str(path)!r}: ")
-    with files.naming(path):
-        yield from _cut(batches(names, rows or _block_rows(schema, names)), names, rows, str(path))
-
-
-def _npy(path: Path, rows: int | None) -> Iterator[Block]:
-    start, n = 0, 1
-    while start < n:
-        # Mapped anew for each block: pages that were read count as memory of this process until their map is gone.
-        with files.naming(path):
-            mapped = np.load(path, mmap_mode="r")
-        step = _step(mapped, rows, f"{str(path)!r}: ")
-        n = mapped.shape[0]
-        if n:
-            yield Block(mapped[start : start + step], str(path), start)
-        start += step
-
-
-def _lazy_frame(frame: Any, columns: Sequence[str] | None, rows: int | None) -> Iterator[Block]:
-    schema = as_reader(frame.collect_schema().to_frame()).schema
-    names = existing(schema.names, columns)
-    query = frame if names is None else frame.select(names)
-    chunks = query.collect_batches(chunk_size=rows or _block_rows(schema, names), maintain_order=True)
-    # A query that is not read to its end must be stopped: at the exit of its context, or (Polars 2) when the iterator is dropped.
-    with chunks if hasattr(chunks, "__exit__") else nullcontext(chunks) as running:
-        for chunk in running:
-            yield from _table(chunk, names, rows)
-
-
-def _table(table: Any, columns: Sequence[str] | None, rows: int | None) -> Iterator[Block]:
-    reader = as_reader(table)
-    names = existing(reader.schema.names, columns)
-    yield from _cut(reader, names, rows)
-
-
-def _dataset(source: Any, columns: Sequence[str] | None, rows: int | None) -> Iterator[Block]:
-    if hasattr(source, "projected_schema"):  # a Scanner has its columns and batches decided
-        names = existing(source.projected_schema.names, columns)
-        yield from _cut(source.to_batches(), names, rows)
-        return
-    if hasattr(source, "iter_batches"):
-        schema, batches = files.parquet_batches(source)
-    else:
-        schema, batches = (
-            source.schema,
-            lambda names, rows: source.to_batches(columns=names, batch_size=rows, **_little_ahead(source)),
-        )
-    names = existing(schema.names, columns)
-    yield from _cut(batches(names, rows or _block_rows(schema, names)), names, rows)
-
-
-def _little_ahead(dataset: Any) -> dict[str, Any]:
-    """Return the options that keep a Dataset from reading 16 batches of 4 files ahead, and whole row groups, as it would by itself."""
-    options: dict[str, Any] = {"batch_readahead": 1, "fragment_readahead": 1}
-    if getattr(getattr(dataset, "format", None), "default_extname", "") == "parquet":
-        from pyarrow.dataset import ParquetFragmentScanOptions
-
-        options["fragment_scan_options"] = ParquetFragmentScanOptions(
-            pre_buffer=False, use_buffered_stream=True, buffer_size=files.PAGE_BUFFER
-        )
-    return options
-
-
-def _array(array: Any, rows: int | None) -> Iterator[Block]:
-    step = _step(array, rows)
-    if is_sparse(array):
-        array = array.tocsr()
-    n = array.shape[0]
-    for start in range(0, n, step):
-        yield Block(array if step >= n else array[start : min(start + step, n), :])
-
-
-def _step(array: Any, rows: int | None, where: str = "") -> int:
-    if array.ndim != 2:
-        cure = {0: "", 1: "; write x[None, :] for one row or x[:, None] for one column"}
+def _after(item: Any, parts: Iterator[Part], place: Place) -> Iterator[tuple[Part, Place]]:
+    """Pass over the parts before a place, and give the others with the place after each."""
+    group, first, end = place.group, place.row - place.within, 0
+    for part in parts:
+        if part.group != group:
+            group, first = part.group, part.at
+        end = part.at + count(part.data)
+        gone = max(place.row - part.at, 0)
+        if part.at + gone < end:
+            kept = part._replace(data=without(part.data, gone), row=part.row + gone) if gone else part
+            yield kept, Place(group, end - first, end)
+    if end < place.row and not isinstance(item, File):
         msg = (
-            f"{where}an array of shape {tuple(array.shape)} arrived, and a 2-D array with one sample a row was expected"
+            f"{place.row} rows of a {type(item).__name__} were read before, and it gives only {end} rows now; {UNUSED}"
         )
-        raise ValueError(msg + cure.get(array.ndim, "; write x.reshape(x.shape[0], -1)"))
-    per_row = (
-        12 * array.nnz // max(array.shape[0], 1)
-        if is_sparse(array)
-        else array.shape[1] * getattr(array.dtype, "itemsize", 8)
-    )
-    return rows or max(1, BLOCK_BYTES // max(per_row, 1))
+        raise ValueError(msg)
 
 
-def _cut(batches: Iterable[Any], names: list[str] | None, rows: int | None, file: str = "") -> Iterator[Block]:
-    first = 0
-    for whole in batches:
-        batch = whole if names is None else whole.select(names)
-        n = batch.num_rows
-        step = rows or max(1, BLOCK_BYTES * n // max(batch.nbytes, 1))
-        for start in range(0, n, step):
-            yield Block(batch if step >= n else batch.slice(start, step), file, first + start)
-        first += n
+def _items(source: Any) -> Iterator[Any]:
+    if isinstance(source, str | os.PathLike):
+        yield from find(source)
+    elif isinstance(source, list | tuple):
+        for part in source:
+            yield from _items(part)
+    else:
+        _opener(source)
+        yield source
 
 
-def _block_rows(schema: pa.Schema, names: list[str] | None) -> int:
-    kinds = schema.types if names is None else [schema.field(name).type for name in names]
-    return max(1, int(BLOCK_BYTES / max(sum(map(_type_bytes, kinds)), 1)))
+def _parts(item: Any, columns: Sequence[str] | None, rows: int | None, place: Place) -> Iterator[Part]:
+    if not isinstance(item, File):
+        return _opener(item)(item, columns, rows)
+    return array_parts(item, rows, place.row) if item.suffix in ARRAYS else _table_file(item, columns, rows, place)
 
 
-def _type_bytes(kind: pa.DataType) -> float:
-    import pyarrow as pa
+def _table_file(file: File, columns: Sequence[str] | None, rows: int | None, place: Place) -> Iterator[Part]:
+    schema, batches = open_file(file)
+    names = existing(schema.names, columns, f"{str(file)!r}: ")
+    with naming(file):
+        read = batches(names, rows or table_step(schema, names), place)
+        yield from cut(read, names, rows, str(file), place)
 
-    if isinstance(kind, pa.BaseExtensionType):
-        return _type_bytes(kind.storage_type)
-    if pa.types.is_fixed_size_list(kind):
-        return kind.list_size * _type_bytes(kind.value_type)
-    try:
-        return kind.bit_width / 8
-    except ValueError:
-        return LIST_BYTES
+
+def _opener(source: Any) -> Opener:
+    """Return what reads an object that is no file, or raise where nothing does."""
+    if hasattr(source, "collect_batches"):
+        return lazy_frame
+    if any(hasattr(source, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "to_reader")):
+        return table
+    if hasattr(source, "iter_batches") or hasattr(source, "to_batches"):
+        return dataset
+    if is_sparse(source) or (hasattr(source, "shape") and hasattr(source, "ndim")):
+        return lambda array, columns, rows: cut_array(array, rows)
+    if isinstance(source, Follow):
+        msg = "a followed folder has no end, so nothing comes after it: pass it alone, not in a list"
+        raise TypeError(msg)
+    if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray | Mapping):
+        return _loader if is_loader(source) else _iterator
+    cure = "; write numpy.asarray(x) for a list of lists of numbers" if isinstance(source, int | float) else ""
+    cure = "; write pyarrow.table(x) for a dict of columns" if isinstance(source, Mapping) else cure
+    msg = f"no rows can be read from an object of type {type(source).__name__}; expected {ACCEPTED}{cure}"
+    raise TypeError(msg)
+
+
+def _iterator(source: Iterable[Any], columns: Sequence[str] | None, rows: int | None) -> Iterator[Part]:
+    at = 0
+    for thing in source:
+        for item in _items(thing):
+            for part in _parts(item, columns, rows, START):
+                yield part._replace(at=at, group=0)
+                at += count(part.data)
+
+
+def _loader(source: Iterable[Any], columns: Sequence[str] | None, rows: int | None) -> Iterator[Part]:
+    return _iterator(map(first_matrix, source), columns, rows)

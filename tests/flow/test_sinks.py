@@ -88,7 +88,9 @@ def test_a_target_is_refused_before_work(tmp_path, name, error, words):
 def test_scores_of_any_source_are_those_of_one_array(tmp_path):
     X = np.random.default_rng(0).standard_normal((500, 8)) * 0.5 ** np.arange(8)
     factors = ss.fit(X, rank=3)
-    count = write_scores(factors, (X[i : i + 90] for i in range(0, 500, 90)), tmp_path / "z.parquet", anomaly=True)
+    count = write_scores(
+        factors, (X[i : i + 90] for i in range(0, 500, 90)), tmp_path / "z.parquet", residual=True
+    ).rows
     table = read(tmp_path / "z.parquet")
     assert count == table.num_rows == 500
     scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(500, 3)

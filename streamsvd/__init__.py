@@ -35,6 +35,7 @@ __all__ = [
     "save",
     "scan_scores",
     "sketch",
+    "svd",
     "transform",
     "verify",
     "widen",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from streamsvd.flow.scores import transform
     from streamsvd.gram import Gram
     from streamsvd.planner import Sketch, sketch, widen
+    from streamsvd.randomized import svd
     from streamsvd.truncated import Truncated
 else:
     # Every name is imported at first use, so that `import streamsvd` costs next to nothing.
@@ -71,6 +73,7 @@ else:
         "save": "flow.checkpoint",
         "scan_scores": "flow.scan",
         "sketch": "planner",
+        "svd": "randomized",
         "transform": "flow.scores",
         "verify": "verify",
         "widen": "planner",

@@ -269,6 +269,10 @@ def report(model: str, /, *, out: str, key: str | None = None, json: Json = Fals
     return 0
 
 
+# Imported when it is used.
+app.command("streamsvd.pipelines.graph.cli:app", name="graph", sort_key=20)
+
+
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 

@@ -8,6 +8,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 ARGS ?=
+# What `make bench` runs: make bench BENCH=ctr ARGS="--quick". Options alone are those of the first two.
+BENCH ?= $(if $(ARGS),compare flow,compare flow ctr)
 # Several test processes with a BLAS pool each would fight for the cores, and benchmarks compare one thread with one.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -24,8 +26,7 @@ docs: .venv/has-test
 	$(ONE_THREAD) $(BIN)/pytest tests/test_docs.py $(ARGS)
 
 bench: .venv/has-bench
-	$(ONE_THREAD) $(BIN)/python bench/compare.py $(ARGS)
-	$(ONE_THREAD) $(BIN)/python bench/flow.py $(ARGS)
+	@for part in $(BENCH); do echo "== bench/$$part.py"; $(ONE_THREAD) $(BIN)/python bench/$$part.py $(ARGS) || exit 1; done
 
 # A type checker does not read setuptools' mapping, so it is shown streamsvd.pipelines through links.
 lint: .venv/has-lint

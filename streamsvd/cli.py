@@ -271,6 +271,7 @@ def report(model: str, /, *, out: str, key: str | None = None, json: Json = Fals
 
 # Imported when it is used.
 app.command("streamsvd.pipelines.graph.cli:app", name="graph", sort_key=20)
+app.command("streamsvd.pipelines.ctr.cli:app", name="ctr", sort_key=24)
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

@@ -121,9 +121,9 @@ class Gram:
         def fold(core: GramCore | None, block: Block, like: Array) -> GramCore:
             # The first fold of an update copies the scatter, which an older state holds; the others write into that copy.
             nonlocal owned
-            core, first = core if core is not None else _empty(self.options, like), not owned
+            core, first = core if core is not None else empty_core(self.options, like), not owned
             owned = True
-            return _fold(core, block, self.options, not first)
+            return fold_block(core, block, self.options, not first)
 
         new = ingest(self, X, weights, timestamps, block_rows(self.columns), fold)
         return self if new is None else Gram(self.options, *new, self.plan)
@@ -178,8 +178,8 @@ class Gram:
 
     def _folded(self) -> GramCore:
         """Fold a copy of the rows that wait."""
-        core = self.core if self.core is not None else _empty(self.options, self.like)
-        return _fold(core, self.pending.block(), self.options, False) if self.pending.count else core
+        core = self.core if self.core is not None else empty_core(self.options, self.like)
+        return fold_block(core, self.pending.block(), self.options, False) if self.pending.count else core
 
     def parts(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return the arrays (the triangle packed) and the JSON-ready rest; ``from_parts`` restores the same bits."""
@@ -220,7 +220,8 @@ def widen_gram(state: Gram, columns: int, /) -> Gram:
     )
 
 
-def _empty(options: Options, like: Array | None) -> GramCore:
+def empty_core(options: Options, like: Array | None) -> GramCore:
+    """Return the moments of no rows, on the device of ``like``."""
     assert like is not None
     xp = namespace(like)
     shape = (options.columns, options.columns)
@@ -234,7 +235,7 @@ def _owned(scatter: Array) -> Array:
     return scatter.copy(order="F") if isinstance(scatter, np.ndarray) else scatter * 1.0
 
 
-def _fold(core: GramCore, block: Block, options: Options, owned: bool) -> GramCore:
+def fold_block(core: GramCore, block: Block, options: Options, owned: bool) -> GramCore:
     """Fold a block: age the past, add the products of the centred rows; ``owned`` scatter is written in place."""
     step = advance(core.moments, block, options)
     past = core.ledger.total * step.past

@@ -22,6 +22,8 @@ KINDS: dict[str, str | type] = {
     "factors": "streamsvd.factors:Factors",
     "run": "streamsvd.flow.checkpoints:Checkpoint",
     "keyed": "streamsvd.flow.keyed:Keyed",
+    "ctr-moments": "streamsvd.pipelines.ctr.moments:Moments",
+    "ctr-pass": "streamsvd.pipelines.ctr.passes:Pass",
 }
 
 

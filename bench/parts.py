@@ -36,8 +36,8 @@ class Sizes:
     rank: int = 32
     batch_bytes: int = 1 << 24
     marks: tuple[int, int] = (10**5, 10**7)
-    states: tuple[tuple[str, int, int], ...] = (("gram", 4000, 32), ("truncated", 58_000, 32))  # up to 64 MB each
-    seconds: float = 30.0
+    states: tuple[tuple[str, int, int], ...] = (("gram", 3800, 32), ("truncated", 58_000, 32))  # up to 64 MB each
+    seconds: float = 20.0
     every: float = 5.0
 
 
@@ -137,7 +137,10 @@ def peaks(sizes: Sizes, folder: Path, options: argparse.Namespace) -> Iterator[E
 
 
 def checkpoints(sizes: Sizes, folder: Path, options: argparse.Namespace) -> Iterator[Entry]:
-    """Time a long fold of batches in memory with checkpoints and without."""
+    """Time a long fold of batches in memory with checkpoints and without, until the last batch is folded.
+
+    The last checkpoint, for which a run waits, comes once however long the stream is, and is noted apart.
+    """
     import numpy as np
 
     from streamsvd.flow.fold import run as fold
@@ -147,27 +150,35 @@ def checkpoints(sizes: Sizes, folder: Path, options: argparse.Namespace) -> Iter
         settings = {"rank": rank, "kind": kind, "progress": False}
         file, found = folder / "run.svd", []
 
-        def one(count: int, X: np.ndarray = X, settings: dict[str, Any] = settings, **more: Any) -> Any:
-            return fold((X for _ in range(count)), **settings, **more)
+        def one(count: int, X: np.ndarray = X, settings: dict[str, Any] = settings, **more: Any) -> tuple[Any, float]:
+            ended = []
+
+            def batches() -> Iterator[np.ndarray]:
+                for _ in range(count):
+                    yield X
+                ended.append(time.perf_counter())
+
+            return fold(batches(), **settings, **more), ended[0]
 
         def kept(
-            count: int, file: Path = file, found: list[tuple[int, int]] = found, one: Callable[..., Any] = one
-        ) -> None:
-            done = one(count, checkpoint=file, every=f"{sizes.every} s")
-            found.append((len(done.events), max(path.stat().st_size for path in folder.glob("run.svd*"))))
+            count: int, file: Path = file, found: list[tuple[int, int, float]] = found, one: Callable[..., Any] = one
+        ) -> float:
+            done, ended = one(count, checkpoint=file, every=f"{sizes.every} s")
+            waited = time.perf_counter() - ended
+            found.append((len(done.events), max(path.stat().st_size for path in folder.glob("run.svd*")), waited))
             for path in folder.glob("run.svd*"):
                 path.unlink()
+            return ended
 
         one(4)
         began = time.perf_counter()
         one(8)
         count = max(8, round(8 * sizes.seconds / (time.perf_counter() - began)))
-        ways = {"with": lambda count=count: kept(count), "without": lambda count=count: one(count)}
+        ways = {"with": lambda count=count: kept(count), "without": lambda count=count: one(count)[1]}
         what = f"fold, checkpoint every {sizes.every:g} s, {kind} state of {columns:,} columns"
         entry = Entry("checkpoint", what, measured=_in_turn(ways, what, options.runs))
-        entry.notes.append(
-            f"{median(n for n, _ in found):g} checkpoints of {max(size for _, size in found) / 1e6:.1f} MB"
-        )
+        number, size, waited = (median(column) for column in zip(*found, strict=True))
+        entry.notes.append(f"{number:g} checkpoints of {size / 1e6:.1f} MB, {amount(waited, 's')} after the last batch")
         yield entry
 
 
@@ -201,7 +212,7 @@ def _batch(X: np.ndarray, *, lists: bool) -> pa.RecordBatch:
 
 
 def _in_turn(ways: dict[str, Callable[[], object]], what: str, runs: int) -> dict[str, list[float]]:
-    """Call each once to warm up, and then all of them in turn, so many times."""
+    """Call each once to warm up, and then all of them in turn, so many times; a function may return when it had done what is timed."""
     compare.say(f"{what}, warming up")
     for way in ways.values():
         way()
@@ -212,8 +223,8 @@ def _in_turn(ways: dict[str, Callable[[], object]], what: str, runs: int) -> dic
             compare.say(f"{what}, run {number + 1} of {runs}")
         for name, way in ways.items():
             start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
+            ended = way()
+            seconds[name].append((ended if isinstance(ended, float) else time.perf_counter()) - start)
     return seconds
 
 

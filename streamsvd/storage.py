@@ -19,6 +19,7 @@ from streamsvd.truncation import Basis
 from streamsvd.waiting import Pending, Piece
 
 Parts = tuple[dict[str, Array], dict[str, Any]]
+COMPILED = 1024
 
 
 def truncated_parts(state: Truncated, /) -> Parts:
@@ -72,9 +73,17 @@ def gram_from_parts(arrays: dict[str, Array], meta: dict[str, Any], /) -> Gram:
 
 
 def _lower(S: np.ndarray, size: int = 64) -> np.ndarray:
-    """Return the lower triangle row by row. Blocks of rows keep to the cache and, unlike indices, let other threads run."""
+    """Return the lower triangle row by row. Blocks of rows keep to the cache and, unlike indices, let other threads run.
+
+    From 1024 columns on the loop is compiled: Python's lets others run between any two rows, but then waits for each of them in turn.
+    """
     d, end = S.shape[0], 0
     packed = np.empty(d * (d + 1) // 2)
+    if d >= COMPILED:
+        from streamsvd.kernels.triangle_numba import pack
+
+        pack(S, packed)
+        return packed
     for start in range(0, d, size):
         rows = np.ascontiguousarray(S[start : start + size, : start + size])
         for i in range(rows.shape[0]):

@@ -288,3 +288,14 @@ def test_parts_hold_everything_but_nothing_of_the_next_rows(tmp_path):
     state.update(X[5:9])
     again = Checkpoint.from_parts({k: np.array(v) for k, v in arrays.items()}, meta)
     assert again.state.rows == 5
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_matrix_is_packed_as_a_small_one(order, frozen):
+    from streamsvd import storage
+
+    S = np.asarray(np.random.default_rng(0).standard_normal((storage.COMPILED + 3,) * 2), order=order)
+    for matrix in (S, S[:-1, :-1], S[: storage.COMPILED - 1, : storage.COMPILED - 1]):
+        matrix.flags.writeable = not frozen and matrix.flags.writeable
+        assert np.array_equal(storage._lower(matrix), matrix[np.tril_indices(len(matrix))])

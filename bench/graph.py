@@ -1,4 +1,4 @@
-"""The graph pipeline measured: ``python bench/graph.py refresh | recommend | lightgcl | threshold [--quick] [--json FILE]``.
+"""The graph pipeline measured: ``python bench/graph.py [refresh | recommend | threshold | lightgcl] [--quick] [--json FILE]``.
 
 ``refresh`` and ``threshold`` run on generated graphs; the others read yelp_sparse in the folder that STREAMSVD_DATA names. Recall and NDCG
 are averaged over all users of the test split; one who has no training edge counts as 0. Choices are made on the validation split.
@@ -22,23 +22,37 @@ def main() -> None:
     """Read the options, fix the threads before anything numerical is imported, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("table", choices=tuple(TABLES))
+    add("table", nargs="?", choices=tuple(TABLES), help="default: all but lightgcl, which trains for hours")
     add("--quick", action="store_true", help="small graphs, one seed, two epochs: to see that it runs")
     add("--graph", choices=tuple(GRAPHS), default="1e7", help="for refresh (default: 1e7)")
     add("--yelp", action="store_true", help="for refresh: yelp_sparse in place of a generated graph")
     add("--batches", type=int, default=10, help="for refresh (default: 10)")
     add("--epochs", type=int, default=8, help="for lightgcl (default: 8)")
     add("--threads", type=int, default=1, help="for everyone (default: 1)")
-    add("--json", metavar="FILE", help="keep the rows")
+    add(
+        "--json",
+        metavar="FILE",
+        help="keep the rows, and beside them as Markdown (.md); a bare name goes to bench/results/",
+    )
     options = parser.parse_args()
     machine.set_threads(options.threads)
-    rows = TABLES[options.table](options)
-    _print(rows)
-    print(f"\nMachine: {machine.sentence(machine.describe(options.threads))}.")
-    if options.json:
-        Path(options.json).write_text(
-            json.dumps({"machine": machine.describe(options.threads), "rows": rows}, indent=1)
-        )
+    needs_data = ("recommend", "lightgcl")
+    for name in [options.table] if options.table else [name for name in TABLES if name != "lightgcl"]:
+        if options.table is None and name in needs_data and not os.environ.get("STREAMSVD_DATA"):
+            print(f"{name}: left out, set STREAMSVD_DATA to the folder that holds recsys/yelp_sparse\n")
+            continue
+        described, rows = machine.describe(options.threads), TABLES[name](options)
+        print(f"{name}\n{plain(rows)}\n\nMachine: {machine.sentence(described)}.\n", flush=True)
+        if options.json:
+            file = results_file(options.json, "" if options.table else f"-{name}")
+            file.write_text(json.dumps({"machine": described, "rows": rows}, indent=1) + "\n")
+            file.with_suffix(".md").write_text(f"{markdown(rows)}\n\nMachine: {machine.sentence(described)}.\n")
+
+
+def results_file(name: str, suffix: str = "") -> Path:
+    """Return where results go: a bare name belongs to bench/results."""
+    file = Path(name) if Path(name).parent != Path() else Path(__file__).parent / "results" / name
+    return file.with_name(f"{file.stem}{suffix}.json")
 
 
 def refresh(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -146,14 +160,28 @@ def _judged(train: Any, valid: Any, rank: int) -> dict[str, Any]:
     return found
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the head and the rows of a table as text."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[f"{v:.4g}" if isinstance(v := row.get(name, ""), float) else str(v) for name in names] for row in rows]
-    widths = [max(len(x) for x in column) for column in zip(names, *cells, strict=True)]
-    for line in (names, *cells):
-        print(
-            "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
-        )
+    return [names, *([f"{v:.4g}" if isinstance(v := row.get(k, ""), float) else str(v) for k in names] for row in rows)]
+
+
+def plain(rows: list[dict[str, Any]]) -> str:
+    """Return a table for a terminal."""
+    lines = cells(rows)
+    widths = [max(len(x) for x in column) for column in zip(*lines, strict=True)]
+    first, *others = widths
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *(x.rjust(w) for x, w in zip(line[1:], others, strict=True))])
+        for line in lines
+    )
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return a table in Markdown."""
+    head, *body = cells(rows)
+    rule = ["---", *(["---:"] * (len(head) - 1))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
 
 
 def lightgcl(options: argparse.Namespace) -> list[dict[str, Any]]:

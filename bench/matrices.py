@@ -138,6 +138,7 @@ def svd_methods(A: Any, k: int) -> dict[str, Callable[[], Any]]:
     import streamsvd.randomized as ours
 
     ncv = 20 if k <= 5 else 2 * k + 1
+    fast, close = ({"passes": 11}, {"passes": 14}) if k <= 5 else ({"tol": 0.03}, {"tol": 0.005})
     seeds = iter(range(10**6))
 
     def torch_way() -> Any:
@@ -155,12 +156,12 @@ def svd_methods(A: Any, k: int) -> dict[str, Callable[[], Any]]:
 
     return {
         "ours": lambda: lambda: ours.svd(A, k, seed=next(seeds)).vt.T,
-        "ours .99": lambda: lambda: ours.svd(A, k, passes=11 if k <= 5 else 18, seed=next(seeds)).vt.T,
-        "ours .999": lambda: lambda: ours.svd(A, k, passes=14 if k <= 5 else 24, seed=next(seeds)).vt.T,
+        "ours .99": lambda: lambda: ours.svd(A, k, **fast, seed=next(seeds)).vt.T,
+        "ours .999": lambda: lambda: ours.svd(A, k, **close, seed=next(seeds)).vt.T,
         "torch": torch_way,
         "sklearn": sklearn_way,
         "svds": lambda: lambda: svds(A, k=k, tol=0.1, ncv=ncv, random_state=next(seeds))[2].T,
-        "svds .99": lambda: lambda: svds(A, k=k, tol=0.5, ncv=ncv, random_state=next(seeds))[2].T,
+        "svds .99": lambda: lambda: svds(A, k=k, tol=0.15, ncv=ncv, random_state=next(seeds))[2].T,
     }
 
 
@@ -305,7 +306,7 @@ def weigh(name: str, k: int) -> dict[str, float]:
     csr = (A.data.nbytes + A.indices.nbytes + A.indptr.nbytes) / 1e6
     before = memory._start()
     f = ours.svd(A, k)
-    peak = (memory._peak() - before) / 1e6 + csr
+    peak = (memory.peak() - before) / 1e6 + csr
     basis, factors = f.info["columns"] * min(A.shape) * 4e-6, (f.u.nbytes + f.vt.nbytes) / 1e6
     return {"csr": csr, "basis": basis, "factors": factors, "peak": peak}
 

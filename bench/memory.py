@@ -68,17 +68,17 @@ def growth(kind: str, columns: int, rank: int, batch: int, marks: list[int], how
         warm = warm.update(X[: batch // 8])
     assert warm.factors().bound is not None
     del warm
-    sketch, start, peak, read_peak, found = empty, _start(how), 0, 0, []
+    sketch, start, most, read_most, found = empty, _start(how), 0, 0, []
     for mark in marks:
         while rows < mark:
             rng.standard_normal(out=X, dtype=np.float32)
             X *= scale
             sketch = sketch.update(X[: min(batch, mark - rows)])
             rows = sketch.rows
-        peak = max(peak, peak(how) - start)
+        most = max(most, peak(how) - start)
         assert sketch.factors().bound is not None
-        read_peak = max(read_peak, peak(how) - start)
-        found.append({"rows": rows, "bytes": peak, "with_factors": read_peak})
+        read_most = max(read_most, peak(how) - start)
+        found.append({"rows": rows, "bytes": most, "with_factors": read_most})
         _start(how)
     return found
 
@@ -128,7 +128,7 @@ def _start(how: str = "resident") -> int:
         gc.set_threshold(700, 10, 1_000_000)
         if not tracemalloc.is_tracing():
             tracemalloc.start()
-        tracemalloc.resetpeak()
+        tracemalloc.reset_peak()
         return tracemalloc.get_traced_memory()[0]
     gc.collect()
     with suppress(AttributeError):

@@ -35,6 +35,9 @@ RESOLVED = {"float32": 1e-3, "float64": 1e-8}
 # Up to so many columns the estimates cost less than a pass, and are taken after each instead of every second.
 CHECKED = 128
 
+# Passes that new random columns are given before they are taken to have found nothing.
+PROBE = 3
+
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
@@ -57,8 +60,10 @@ class Subspace:
     columns: int
 
 
-def block_krylov(op: Any, k: int, start: Array, /, *, passes: int, tol: float | None, seed: int) -> Subspace:
-    """Return the best k columns within ``span(X, A'A X, ..., (A'A)^(passes - 1) X)``.
+def block_krylov(
+    op: Any, k: int, start: Array, /, *, passes: int, tol: float | None, seed: int, widest: int = 0
+) -> Subspace:
+    """Return the best k columns within ``span(X, A'A X, ..., (A'A)^(passes - 1) X)``, with the blocks widened on the way.
 
     Parameters
     ----------
@@ -70,36 +75,60 @@ def block_krylov(op: Any, k: int, start: Array, /, *, passes: int, tol: float | 
     tol : float, optional
         Stop once both estimates are at most this (with blocks narrower than k the Ritz residuals alone would stop too soon).
     seed : int
-        For the columns that replace those of an exhausted block.
+        For the columns that replace those of an exhausted block, and those that widen one.
+    widest : int
+        A Krylov space holds no more copies of a singular value than its start has columns, and no estimate sees the others. So where the
+        estimates would stop, random columns double the blocks, up to this width, and ``PROBE`` passes show whether they find more.
 
     Notes
     -----
     One-sided block Lanczos with full orthogonalization (Golub, Luk and Overton 1981) and Rayleigh-Ritz in the whole basis (Musco and
-    Musco 2015). Cost: ``passes`` products with A and with A', and ``2 d (b passes)^2`` flops; memory ``d b passes`` numbers.
+    Musco 2015); widening leaves the projection block tridiagonal (Ye 1996, "An adaptive block Lanczos algorithm").
+    Cost: ``passes`` products with A and with A', and ``2 d (b passes)^2`` flops; memory ``d b passes`` numbers.
     """
     d, T, loss = op.shape[1], np.zeros((0, 0)), _Loss(float(np.finfo(op.dtype).eps), seed)
     blocks, work = [orthonormalize(start)], None
     del start
     scale, shelf = scale_of(op.matmat(blocks[0][:, :1])), _Shelf(blocks[0], passes)
-    step = 0
+    step, held, rest, more = 0, 0.0, 0, 0
     while True:
         Z, work = op.normal(blocks[-1], scale, work)
         near = blocks if loss.again else blocks[-2:]
         Z, H, G, size = project_out(near, Z)
-        T = _bordered(T, H)
+        T, width, more = _bordered(T, H), Z.shape[1], 0
         room = d - T.shape[0]
         last = step + 1 == passes or room <= 0
-        if last or (tol is not None and T.shape[0] >= 2 * k and (step % 2 == 1 or T.shape[0] <= CHECKED)):
-            Y, upper = _ritz(T, k, *G)
-            point = _extrapolated(T, k, blocks[0].shape[1]) if last or upper <= (tol or 0.0) else math.nan
-            if last or point <= (tol or 0.0):
+        if last or _worth_a_look(T, k, step, rest, tol):
+            Y, upper, total = _ritz(T, k, *G)
+            point = _extrapolated(T, k, [V.shape[1] for V in blocks]) if last or upper <= (tol or 0.0) else math.nan
+            done = upper <= (tol or 0.0) and point <= (tol or 0.0)
+            if last or (done and (width >= widest or total - held <= (tol or 0.0) * total)):
                 break
-        if loss.after(T, blocks[-1].shape[1], *G, whole=near is blocks):
+            if done:
+                held, rest, more = total, step + PROBE, min(width, widest - width, max(0, room - width))
+        if loss.after(T, width, *G, whole=near is blocks):
             Z, _, G, _ = project_out(blocks, Z)
-        blocks.append(next_block(blocks, Z, G, size, room, (seed, step), shelf)[0])
+        V = next_block(blocks, Z, G, size, room, (seed, step), shelf)[0]
+        if more > 0:
+            V = _widened(blocks, V, more, (seed, step))
+            shelf = _Shelf(V, passes - step - 1)
+        blocks.append(V)
         step += 1
     del work, Z
     return Subspace(combine(blocks, Y), upper, point, step + 1, T.shape[0])
+
+
+def _worth_a_look(T: np.ndarray, k: int, step: int, rest: int, tol: float | None) -> bool:
+    """Tell whether the estimates should be taken: they cost about a pass where the basis is large."""
+    return tol is not None and step >= rest and T.shape[0] >= 2 * k and (step % 2 == 1 or T.shape[0] <= CHECKED)
+
+
+def _widened(blocks: list[Array], V: Array, count: int, key: tuple[int, int]) -> Array:
+    """Return V (d, b) with so many random columns beside it, orthonormal to V and to the blocks."""
+    more = normals_like(key[0], V.shape[0], count, like=V, dtype=dtype_name(V), stream=(1 << 20) + key[1])
+    for _ in range(2):
+        more = namespace(V).linalg.qr(project_out([*blocks, V], more)[0])[0]
+    return namespace(V).concat([V, more], axis=1)
 
 
 class _Loss:
@@ -296,15 +325,15 @@ def _bordered(T: np.ndarray, H: np.ndarray) -> np.ndarray:
     return out
 
 
-def _ritz(T: np.ndarray, k: int, w: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the leading k Ritz vectors in the basis and the estimate of the energy that they miss.
+def _ritz(T: np.ndarray, k: int, w: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return the leading k Ritz vectors in the basis, the estimate of the energy that they miss, and the energy that they hold.
 
     The last remainder, with Gram matrix ``Q diag(w) Q'``, tells the residuals: its columns combined by the vectors' last rows.
     """
     m = T.shape[0]
     theta, Y = small_eigh(T, top=min(k + 1, m))
     R = np.sqrt(np.maximum(w, 0.0))[:, None] * (Q.T @ Y[m - w.size :, : min(k, m)])
-    return Y[:, :k], _ritz_estimate(theta, np.sqrt((R * R).sum(axis=0)), k)
+    return Y[:, :k], _ritz_estimate(theta, np.sqrt((R * R).sum(axis=0)), k), float(theta[:k].sum())
 
 
 def _ritz_estimate(theta: np.ndarray, r: np.ndarray, k: int) -> float:
@@ -316,13 +345,14 @@ def _ritz_estimate(theta: np.ndarray, r: np.ndarray, k: int) -> float:
     return missed / (held + missed) if held + missed > 0 else 0.0
 
 
-def _extrapolated(T: np.ndarray, k: int, b: int) -> float:
+def _extrapolated(T: np.ndarray, k: int, widths: list[int]) -> float:
     """Return the share still missing if the gains of the last two blocks go on in a geometric row (of a ratio of at most 0.9)."""
     m = T.shape[0]
-    if m < 2 * b + k:
+    ends = [m - sum(widths[-2:]), m - widths[-1], m]
+    if len(widths) < 2 or ends[0] < k:
         return math.nan
     with one_thread():
-        sums = [float(np.sort(np.linalg.eigvalsh(T[:i, :i]))[-k:].sum()) for i in (m - 2 * b, m - b, m)]
+        sums = [float(np.sort(np.linalg.eigvalsh(T[:i, :i]))[-k:].sum()) for i in ends]
     before, now = sums[1] - sums[0], sums[2] - sums[1]
     if now <= 0:
         return 0.0

@@ -34,6 +34,7 @@ METHODS = ("auto", "subspace", "krylov")
 EXACT_SIZE = 1 << 16
 TOLERANCE = 0.01
 MOST_PASSES = 40
+CHUNK = 1 << 16  # numbers that are widened to float64 at a time
 
 
 def svd(
@@ -85,8 +86,10 @@ def svd(
 
     Notes
     -----
-    Cost: ``passes`` products with A and with A' of 8 to 32 columns, at most ``2 min(n, d) columns^2`` flops for the basis, and
-    ``min(n, d) columns`` numbers of memory beside A and, for sparse A, an explicit transpose.
+    Cost: ``passes`` products with A and with A' of 8 to 32 columns; at most ``2 min(n, d) columns^2`` flops for the basis, and
+    ``min(n, d) columns`` numbers of memory beside A and, for sparse A, an explicit transpose. A block holds no more copies of a singular
+    value than it has columns, so "krylov" widens its blocks before it stops, until that finds nothing more; where ``passes`` is given
+    and ``tol`` is not, blocks have about 9/8 rank columns from the start.
     Use it for a matrix that can be read several times; rows that come once belong in ``streamsvd.sketch``.
 
     Examples
@@ -154,14 +157,15 @@ def _by_krylov(op: Any, rank: int, warm: Array | None, passes: int | None, tol: 
     wide = op.shape[1] > op.shape[0]
     side = op.T if wide else op
     d = side.shape[1]
-    b = min(d, _block(rank))
     tol = TOLERANCE if passes is None and tol is None else tol
+    widest = min(d, _widest(rank))
+    b = widest if tol is None else min(widest, _block(rank))
     if warm is not None:
         b = max(b, warm.shape[1])
         warm = _left(op, warm) if wide else warm
     passes = max((passes or MOST_PASSES) - 1, -(-rank // b))
     with blas_threads(2.0 * d * b * b):
-        found = block_krylov(side, rank, _start(warm, d, b, op, seed), passes=passes, tol=tol, seed=seed)
+        found = block_krylov(side, rank, _start(warm, d, b, op, seed), passes=passes, tol=tol, seed=seed, widest=widest)
     return (found.V if wide else _left(op, found.V)), _about(found)
 
 
@@ -194,8 +198,14 @@ def _start(warm: Array | None, d: int, columns: int, op: Any, seed: int) -> Arra
     return G if warm is None else namespace(G).concat([warm[:, :held], G], axis=1)
 
 
+def _widest(rank: int) -> int:
+    """Return the columns of a block that finds all copies of a singular value in the leading ``rank``, with some to spare."""
+    return max(8, rank + max(3, rank // 8))
+
+
 def _block(rank: int) -> int:
-    return 8 if rank <= 16 else 16 if rank <= 128 else 32
+    """Return the columns of the first block where the estimates may widen it: narrow ones take the fewest products."""
+    return 16 if rank <= 128 else 32
 
 
 def _exact(op: Any, rank: int) -> Array:
@@ -217,7 +227,7 @@ def _thin_svd(B: np.ndarray, inverse: np.ndarray, k: int, dtype: str) -> tuple[n
     if dtype == "float32" and w[-1] > 1e-4 * w[0]:
         s = np.sqrt(w)
         turn, vt = inverse.T @ (X[:, :k] / s[:k]), np.empty((k, B.shape[0]), np.float32)
-        step = max(1, (1 << 20) // B.shape[1])
+        step = max(1, CHUNK // B.shape[1])
         for i in range(0, B.shape[0], step):
             vt[:, i : i + step] = (B[i : i + step] @ turn).T
         return vt, s, X
@@ -228,7 +238,7 @@ def _thin_svd(B: np.ndarray, inverse: np.ndarray, k: int, dtype: str) -> tuple[n
 
 def _gram(U: Array) -> np.ndarray:
     """``U'U`` in float64, a chunk of rows at a time."""
-    xp, out, step = namespace(U), 0.0, max(1, (1 << 20) // U.shape[1])
+    xp, out, step = namespace(U), 0.0, max(1, CHUNK // U.shape[1])
     for i in range(0, U.shape[0], step):
         part = xp.astype(U[i : min(i + step, U.shape[0]), :], xp.float64)
         out = out + to_numpy(part.T @ part)

@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 BIN := .venv/bin
 ARGS ?=
 # What `make bench` runs: make bench BENCH=ctr ARGS="--quick". Options alone are those of the first two.
-BENCH ?= $(if $(ARGS),compare flow,compare flow ctr matrices graph)
+BENCH ?= $(if $(ARGS),compare flow,compare flow matrices graph robust video adapters adapters_split ctr channel)
 # Several test processes with a BLAS pool each would fight for the cores, and benchmarks compare one thread with one.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 

@@ -18,7 +18,7 @@ VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
-PACKAGES = ("numpy", "scipy", "numba", "scikit-learn", "torch", "peft", "gensim")
+PACKAGES = ("numpy", "scipy", "numba", "scikit-learn", "torch", "peft", "gensim", "decompy")
 
 
 def environment(threads: int) -> dict[str, str]:

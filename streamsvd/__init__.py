@@ -26,12 +26,14 @@ __all__ = [
     "Factors",
     "Follow",
     "Gram",
+    "Robust",
     "Sketch",
     "Truncated",
     "__version__",
     "batches",
     "fit",
     "load",
+    "robust_svd",
     "save",
     "scan_scores",
     "sketch",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from streamsvd.gram import Gram
     from streamsvd.planner import Sketch, sketch, widen
     from streamsvd.randomized import svd
+    from streamsvd.robust import Robust, robust_svd
     from streamsvd.truncated import Truncated
 else:
     # Every name is imported at first use, so that `import streamsvd` costs next to nothing.
@@ -63,6 +66,7 @@ else:
         "Factors": "factors",
         "Follow": "flow.follow",
         "Gram": "gram",
+        "Robust": "robust",
         "Sketch": "planner",
         "StreamingPCA": "estimators",
         "StreamingSVD": "estimators",
@@ -70,6 +74,7 @@ else:
         "batches": "flow.batches",
         "fit": "flow.fold",
         "load": "flow.checkpoint",
+        "robust_svd": "robust",
         "save": "flow.checkpoint",
         "scan_scores": "flow.scan",
         "sketch": "planner",

@@ -1,4 +1,4 @@
-"""The command line: ``streamsvd demo``, ``fit``, ``transform``, ``merge``, ``inspect``, ``report``. A thin face; exit codes: see `main`."""
+"""The command line: ``streamsvd demo``, ``fit``, ``transform``, ``merge``, ``inspect``, ``report``, pipelines. For exit codes see `main`."""
 
 from __future__ import annotations
 
@@ -271,7 +271,9 @@ def report(model: str, /, *, out: str, key: str | None = None, json: Json = Fals
 
 # Imported when it is used.
 app.command("streamsvd.pipelines.graph.cli:app", name="graph", sort_key=20)
+app.command("streamsvd.pipelines.video.cli:app", name="video", sort_key=22)
 app.command("streamsvd.pipelines.ctr.cli:app", name="ctr", sort_key=24)
+app.command("streamsvd.pipelines.channel.cli:app", name="channel", sort_key=28)
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

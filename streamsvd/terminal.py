@@ -67,7 +67,10 @@ _NAMES = (
     "rank select kind kept shrink exact scale decay half_life weights timestamps dtype seed nulls nonfinite quarantine center by keys "
     "overflow checkpoint every keep ids residual leverage "
     "regularise normalise components duplicates energy passes users histories k contrast propagate init learning_rate temperature "
-    "budget_bytes smoothing power min_rank ignore_unknown fade max_angle max_lost"
+    "budget_bytes smoothing power min_rank ignore_unknown fade max_angle max_lost "
+    "alpha absorb tau least fps reset resize threads memory start end stride "
+    "method noise prune significance tol max_iter floor coupling bound rank_one unidentifiable snapshots warm stream "
+    "rho stop whiten redistribute rows damping covariance mode targets column"
 )
 # Not within a path or a quoted text, where kind=a may be the name of a folder.
 _OPTION = re.compile(rf"(?<![\w/'\"=-])({_NAMES.replace(' ', '|')})=(\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[\w.+-]*\w)?")

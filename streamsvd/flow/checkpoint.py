@@ -22,6 +22,9 @@ KINDS: dict[str, str | type] = {
     "factors": "streamsvd.factors:Factors",
     "run": "streamsvd.flow.checkpoints:Checkpoint",
     "keyed": "streamsvd.flow.keyed:Keyed",
+    "robust": "streamsvd.robust_stream:Robust",
+    "robust-factors": "streamsvd.robust:RobustFactors",
+    "background": "streamsvd.pipelines.video.model:BackgroundModel",
     "ctr-moments": "streamsvd.pipelines.ctr.moments:Moments",
     "ctr-pass": "streamsvd.pipelines.ctr.passes:Pass",
 }

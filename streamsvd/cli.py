@@ -1,4 +1,4 @@
-"""The command line: ``streamsvd demo``, ``fit``, ``transform``, ``merge``, ``inspect``, ``report``, pipelines. For exit codes see `main`."""
+"""The command line: ``streamsvd demo``, ``fit``, ``transform``, ``merge``, ``inspect``, ``report``, pipelines. Exit codes: see `main`."""
 
 from __future__ import annotations
 
@@ -270,10 +270,27 @@ def report(model: str, /, *, out: str, key: str | None = None, json: Json = Fals
 
 
 # Imported when it is used.
-app.command("streamsvd.pipelines.graph.cli:app", name="graph", sort_key=20)
-app.command("streamsvd.pipelines.video.cli:app", name="video", sort_key=22)
-app.command("streamsvd.pipelines.ctr.cli:app", name="ctr", sort_key=24)
-app.command("streamsvd.pipelines.channel.cli:app", name="channel", sort_key=28)
+app.command(
+    "streamsvd.pipelines.graph.cli:app",
+    name="graph",
+    help="Fresh factors of a graph, recommendations, LightGCL.",
+    sort_key=20,
+)
+app.command(
+    "streamsvd.pipelines.video.cli:app",
+    name="video",
+    help="Background, moving objects and tampering, of a static camera.",
+    sort_key=22,
+)
+app.command(
+    "streamsvd.pipelines.ctr.cli:app", name="ctr", help="Smaller embedding tables of click models.", sort_key=24
+)
+app.command(
+    "streamsvd.pipelines.channel.cli:app",
+    name="channel",
+    help="Sparse channel estimation with Kronecker dictionaries.",
+    sort_key=28,
+)
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

@@ -74,7 +74,7 @@ def test_any_way_to_the_same_edges_ends_at_the_factors_of_the_rebuilt_graph(seed
     assert g.state_.store.edges == rebuilt.state_.store.edges
     assert np.isclose(np.linalg.norm(N), np.linalg.norm(truth), rtol=1e-6)
     assert np.allclose(np.linalg.svd(N, compute_uv=False)[:RANK], np.linalg.svd(truth, compute_uv=False)[:RANK])
-    assert captured(N, f.v) > 0.995
+    assert captured(N, f.v) > 0.999
     gone = f.users.to_pylist().index(10**6)
     assert not f.u[gone].any()
     assert f.item_scale[f.items.to_pylist().index(10**6)] == 0

@@ -277,6 +277,12 @@ app.command(
     sort_key=20,
 )
 app.command(
+    "streamsvd.pipelines.adapters.cli:app",
+    name="adapter",
+    help="Initial LoRA adapters from activations or weights.",
+    sort_key=21,
+)
+app.command(
     "streamsvd.pipelines.video.cli:app",
     name="video",
     help="Background, moving objects and tampering, of a static camera.",

@@ -100,7 +100,7 @@ def contents(obj: Any, /) -> tuple[str, dict[str, np.ndarray], Any]:
     """Return the kind, the arrays and the JSON values that a file of a state or factors holds, as `statefile.write` takes them."""
     kind = kind_of(obj)
     parts, meta = obj.parts()
-    return kind, {name: _storable(name, value) for name, value in parts.items()}, _plain(meta, "meta")
+    return kind, {name: storable(name, value) for name, value in parts.items()}, plain(meta, "meta")
 
 
 def kind_of(obj: Any, /) -> str:
@@ -112,7 +112,8 @@ def kind_of(obj: Any, /) -> str:
     raise TypeError(msg)
 
 
-def _storable(name: str, value: Any) -> np.ndarray:
+def storable(name: str, value: Any, /) -> np.ndarray:
+    """Return an array as a state file holds it (NumPy, contiguous, little-endian); TypeError for a dtype that it cannot."""
     array = np.asarray(to_numpy(value), order="C")
     if array.dtype.name not in statefile.DTYPES:
         msg = f"the array {name!r} is of dtype {array.dtype}, which a state file cannot hold; it holds {', '.join(statefile.DTYPES)}"
@@ -120,7 +121,7 @@ def _storable(name: str, value: Any) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def _plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str, /) -> Any:
     """Return JSON values; numbers that JSON lacks become ``{"$float": "inf"}``."""
     if value is None or isinstance(value, bool | str):
         return value
@@ -131,9 +132,9 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(key, str) and not key.startswith("$") for key in value):
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
     msg = f"{where} is of type {type(value).__name__}; expected numbers, strings, lists and dicts with string keys that do not begin with $"
     raise TypeError(msg)
 

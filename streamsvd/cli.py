@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
 
@@ -72,6 +72,8 @@ def fit(
     out: str | None = None,
     state: Flag = False,
     follow: str | None = None,
+    engine: Literal["ray", "spark"] | None = None,
+    address: str | None = None,
     metrics: str | None = None,
     config: str | None = None,
     json: Json = False,
@@ -88,6 +90,10 @@ def fit(
         Write the state instead of its factors, so that merge takes it (about 5 times larger; holds the last rows as they came).
     follow
         Folder whose files are folded as they appear, until stopped; wants --checkpoint.
+    engine
+        Fold each file on a worker of Ray or Spark, and merge there; wants the extra of that name.
+    address
+        Of a cluster, such as auto or spark://host:7077; a local one is started otherwise.
     metrics
         File that gets one line of JSON for each checkpoint: rows, speed, captured energy, drift angle, residual.
     config
@@ -96,9 +102,9 @@ def fit(
         Print one JSON object.
     """
     del config  # read before any option, see `streamsvd.launch.run`
-    from streamsvd.fitting import checked, measured, model_of, source_of
-    from streamsvd.flow.fold import run as folded
+    from streamsvd.fitting import checked, engine_of, measured, model_of, source_of
 
+    folded = engine_of(engine, address, follow)
     source = source_of(data, follow, settings.checkpoint, out)
     if state and out is None:
         msg = "--state says what --out writes, and --out is missing; add --out model.svd"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from streamsvd.terminal import UsageError, usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamsvd.flow.fold import Outcome
     from streamsvd.flow.follow import Follow
     from streamsvd.settings import Settings
@@ -76,3 +79,20 @@ def model_of(outcome: Outcome, *, state: bool) -> Any:
     if state or hasattr(outcome.state, "keys"):
         return outcome.state
     return replace(outcome.state.factors(), names=outcome.names, info=origin(outcome.state) | outcome.info)
+
+
+def engine_of(engine: str | None, address: str | None, follow: str | None) -> Callable[..., Any]:
+    """Return what folds a source: the loop of this process, or a cluster's workers."""
+    if engine is None:
+        if address is not None:
+            msg = f"--address {address} says where an engine is, and --engine is missing; add --engine ray or --engine spark"
+            raise UsageError(msg)
+        from streamsvd.flow.fold import run
+
+        return run
+    if follow is not None:
+        msg = "--follow reads one folder as it grows, in one process; leave --engine out (actors: streamsvd.engines.ray_streams)"
+        raise UsageError(msg)
+    from streamsvd.engines.command import run_files
+
+    return partial(run_files, engine=engine, address=address)

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -60,17 +61,32 @@ def read(path: str | os.PathLike[str], /, *, kinds: Collection[str]) -> tuple[st
     from safetensors import safe_open
 
     file = _existing(path)
-    stored = _verified(file)
-    if stored["kind"] not in kinds:
-        what = f"holds a {stored['kind']!r}, which this version does not know (it knows {', '.join(kinds)})"
-        raise _refusal(file, what, "upgrade streamsvd")
+    with file.open("rb") as handle:
+        stored = _checked(str(file), handle, file.stat().st_size, kinds)
     with safe_open(file, framework="np") as content:
         return stored["kind"], {name: content.get_tensor(name) for name in content.keys()}, stored["meta"]  # noqa: SIM118
 
 
+def decode(data: Any, name: str, /, *, kinds: Collection[str]) -> tuple[str, dict[str, np.ndarray], Any]:
+    """Return what `read` does, of the bytes of a state file that came another way; ``name`` stands for it in messages.
+
+    Raises
+    ------
+    ValueError
+        As `read`. The arrays are copies, which may be written to.
+    """
+    from safetensors.numpy import load
+
+    data = bytes(data)
+    stored = _checked(name, io.BytesIO(data), len(data), kinds)
+    return stored["kind"], load(data), stored["meta"]
+
+
 def digest(path: str | os.PathLike[str], /) -> str:
     """Return the digest that a state file carries, after checking that its content agrees with it."""
-    return _verified(_existing(path))["digest"]
+    file = _existing(path)
+    with file.open("rb") as handle:
+        return _verified(str(file), handle, file.stat().st_size)["digest"]
 
 
 def write_atomically(
@@ -135,37 +151,37 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def _verified(file: Path) -> dict[str, Any]:
+def _checked(file: str, handle: BinaryIO, size: int, kinds: Collection[str]) -> dict[str, Any]:
+    stored = _verified(file, handle, size)
+    if stored["kind"] not in kinds:
+        what = f"holds a {stored['kind']!r}, which this version does not know (it knows {', '.join(kinds)})"
+        raise _refusal(file, what, "upgrade streamsvd")
+    return stored
+
+
+def _verified(file: str, handle: BinaryIO, size: int) -> dict[str, Any]:
     """Return what the metadata key says, once the digest of the whole file agrees with it."""
-    size = file.stat().st_size
-    with file.open("rb") as handle:
-        start = handle.read(9)
-        length = int.from_bytes(start[:8], "little")
-        if size < 10 or start[8:] != b"{" or not 2 <= length <= HEADER_LIMIT:
-            what = (
-                "is empty"
-                if not size
-                else "was cut short, or is no state file"
-                if size < 10
-                else "is no state file of streamsvd"
-            )
-            raise _refusal(file, what, GIVE_STATE)
-        if 8 + length > size:
-            raise _refusal(file, f"was cut short within its header: {size} of {8 + length} bytes are there")
-        header = start + handle.read(length - 1)
-        stored, end = _parsed(file, header[8:])
-        if size < 8 + length + end:
-            raise _refusal(file, f"was cut short: {size} of {8 + length + end} bytes are there")
-        digest = hashlib.blake2b(header.replace(stored["digest"].encode(), BLANK.encode(), 1), digest_size=32)
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
+    start = handle.read(9)
+    length = int.from_bytes(start[:8], "little")
+    if size < 10 or start[8:] != b"{" or not 2 <= length <= HEADER_LIMIT:
+        cut = "was cut short, or is no state file" if size < 10 else "is no state file of streamsvd"
+        raise _refusal(file, cut if size else "is empty", GIVE_STATE)
+    if 8 + length > size:
+        raise _refusal(file, f"was cut short within its header: {size} of {8 + length} bytes are there")
+    header = start + handle.read(length - 1)
+    stored, end = _parsed(file, header[8:])
+    if size < 8 + length + end:
+        raise _refusal(file, f"was cut short: {size} of {8 + length + end} bytes are there")
+    digest = hashlib.blake2b(header.replace(stored["digest"].encode(), BLANK.encode(), 1), digest_size=32)
+    while chunk := handle.read(1 << 20):
+        digest.update(chunk)
     if digest.hexdigest() != stored["digest"]:
         what = f"its digest is {stored['digest'][:12]}... and its content gives {digest.hexdigest()[:12]}..."
         raise _refusal(file, f"is damaged: {what}")
     return stored
 
 
-def _parsed(file: Path, header: bytes) -> tuple[dict[str, Any], int]:
+def _parsed(file: str, header: bytes) -> tuple[dict[str, Any], int]:
     """Return what the metadata key holds, and how many bytes of arrays follow the header."""
     try:
         head = json.loads(header)
@@ -185,8 +201,8 @@ def _parsed(file: Path, header: bytes) -> tuple[dict[str, Any], int]:
     return stored, end
 
 
-def _refusal(file: Path, what: str, cure: str = FIT_AGAIN) -> ValueError:
-    return ValueError(f"{str(file)!r} {what}; {cure}")
+def _refusal(file: str, what: str, cure: str = FIT_AGAIN) -> ValueError:
+    return ValueError(f"{file!r} {what}; {cure}")
 
 
 def _header(text: str, arrays: dict[str, np.ndarray]) -> bytes:

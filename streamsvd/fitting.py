@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from streamsvd.terminal import UsageError, usage
 
@@ -81,7 +81,7 @@ def model_of(outcome: Outcome, *, state: bool) -> Any:
     return replace(outcome.state.factors(), names=outcome.names, info=origin(outcome.state) | outcome.info)
 
 
-def engine_of(engine: str | None, address: str | None, follow: str | None) -> Callable[..., Any]:
+def engine_of(engine: Literal["ray", "spark"] | None, address: str | None, follow: str | None) -> Callable[..., Any]:
     """Return what folds a source: the loop of this process, or a cluster's workers."""
     if engine is None:
         if address is not None:

@@ -7,10 +7,11 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamsvd.terminal import (
     FAILED,
@@ -23,6 +24,7 @@ from streamsvd.terminal import (
     logger,
     say,
     spelled,
+    usage,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +41,11 @@ def run(app: App, tokens: Sequence[str] | None = None, /) -> int:
             _terminable(),
             _logging(_taken(left, "--log-level") or "warning"),
             _configured(app, _value(left, "--config")),
+            _warnings(),
         ):
-            code = app(left, exit_on_error=False, print_error=False, result_action="return_value") or 0
+            with usage(ValueError, TypeError):  # a dataclass of options checks itself while it is parsed
+                command, bound, _ = app.parse_args(left, exit_on_error=False, print_error=False)
+            code = command(*bound.args, **bound.kwargs) or 0
             sys.stdout.flush()
             return code
     except BaseException as error:
@@ -89,6 +94,24 @@ def _logging(level: str) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """Say the library's warnings as sentences, without the line of code that Python shows with them."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if category is UserWarning:
+            say(spelled(str(message)), 0)
+        else:
+            before(message, category, *rest, **named)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 @contextmanager

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from streamsvd.flow.checkpoints import Checkpoint
 
 
+# States of these have no factors of columns to show; the message says what takes them.
+PIPELINES = ("graph", "background", "ctr-moments", "ctr-pass")
+
+
 class Model(NamedTuple):
     """What a file holds."""
 
@@ -33,7 +37,7 @@ def opened(path: str | os.PathLike[str], /) -> Model:
     from streamsvd.flow import statefile
     from streamsvd.flow.checkpoint import KINDS, class_of, restored
 
-    kind, arrays, meta = statefile.read(path, kinds=KINDS)
+    kind, arrays, meta = statefile.read(path, kinds=[kind for kind in KINDS if kind not in PIPELINES])
     found: Any = class_of(kind).from_parts(arrays, restored(meta))  # type: ignore[attr-defined]
     return Model(found.state, found, str(path)) if kind == "run" else Model(found, None, str(path))
 

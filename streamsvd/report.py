@@ -59,7 +59,7 @@ def origin(obj: Any, /) -> dict[str, Any]:
     return {
         "kind": obj.kind,
         "plan": plan,
-        **{name: getattr(obj.options, name) for name in ("kept", "decay", "half_life")},
+        **{name: getattr(obj.options, name, None) for name in ("kept", "decay", "half_life")},
     }
 
 

@@ -66,6 +66,7 @@ def spelled(message: str, /) -> str:
 _NAMES = (
     "rank select kind kept shrink exact scale decay half_life weights timestamps dtype seed nulls nonfinite quarantine center by keys "
     "overflow checkpoint every keep ids residual leverage "
+    "label fields dim hidden epochs batch lr width layers anchors dropout patience nodes decay modules "
     "regularise normalise components duplicates energy passes users histories k contrast propagate init learning_rate temperature "
     "budget_bytes smoothing power min_rank ignore_unknown fade max_angle max_lost "
     "alpha absorb tau least fps reset resize threads memory start end stride "
@@ -128,6 +129,15 @@ def checked_target(path: str, inputs: Iterable[str], /, *, suffixes: tuple[str, 
         msg = f"--{option} {path} is also read here, and would be replaced; choose another name"
         raise UsageError(msg)
     return target
+
+
+def checked_folder(path: str, /, *, option: str = "out") -> str:
+    """Return the folder to write, checked before any work is done: it is there, or can be made."""
+    there = next(place for place in (Path(path).absolute(), *Path(path).absolute().parents) if place.exists())
+    if not there.is_dir():
+        msg = f"--{option} {path} cannot be a folder: {there} is a file; give another name"
+        raise UsageError(msg)
+    return path
 
 
 def found_columns(

@@ -74,3 +74,14 @@ def test_an_interval_says_how_exact_it_is_where_digits_cannot():
     assert interval(2.0, 2.0 * (1 + 3e-7)) == "exact to 3e-07"
     assert interval(0.0, 0.0) == "exact to 0e+00"
     assert interval(None, math.inf) == ""
+
+
+def test_a_robust_state_is_summed_up():
+    import numpy as np
+
+    import streamsvd as ss
+
+    X = np.random.default_rng(0).standard_normal((200, 6))
+    values = summary(ss.Robust.empty(columns=6, rank=2).update(X))
+    assert (values["kind"], values["rows"], values["kept"], values["bound"]) == ("robust", 200, None, None)
+    assert len(values["components"]) == 2

@@ -88,7 +88,7 @@ def noise_variances(value: Any, frames: int, options: Options, /) -> np.ndarray 
     if value is None:
         if options.noise == "estimate":
             return None
-        msg = 'noise="known" and no noise variance arrived; write fit(y, noise_variance=...), or KronSBL(..., noise="estimate")'
+        msg = 'noise="known" and no noise variance arrived; give the noise_variance of each frame beside y, or write noise="estimate"'
         raise ValueError(msg)
     given = np.asarray(value, dtype=np.float64)
     if given.shape not in ((), (1,), (frames,)):

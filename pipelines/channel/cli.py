@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from cyclopts import App, Parameter
 
 from streamsvd.pipelines.channel.options import Options
 from streamsvd.settings import Flag, Json
-from streamsvd.terminal import UsageError, checked_target, print_json, usage
+from streamsvd.terminal import UsageError, checked_folder, checked_target, print_json, usage
 
+PICTURES = (".png", ".pdf", ".svg")
 TABLES = (".parquet", ".arrow", ".ipc", ".feather")
 
 app = App(
@@ -65,8 +67,8 @@ def simulate(
     from streamsvd.pipelines.channel.io import observations_to_arrow
 
     target, numbers = checked_target(out, [], suffixes=TABLES), checked_target(dictionaries, [], suffixes=(".npz",))
-    if frames < 1:
-        msg = f"frames={frames}; expected at least 1"
+    if frames < 1 or seed < 0 or not math.isfinite(snr):
+        msg = f"--frames {frames}, --seed {seed}, --snr {snr:g}; expected at least 1, at least 0, and a number of dB"
         raise UsageError(msg)
     case = getattr(scenarios, scenario)(seed=seed, snr_db=snr)
     clean = scenarios.multi_product(case.x, case.dictionaries)
@@ -195,8 +197,13 @@ def bench(
     from streamsvd.pipelines.channel.compare import sweep, table
     from streamsvd.pipelines.channel.figure import draw
 
-    with usage():
-        snrs = [float(value) for value in snr.split(",")]
+    checked_folder(str(Path(out).parent))
+    if Path(out).suffix not in PICTURES or trials < 1 or seed < 0:
+        msg = (
+            f"--out {out}, --trials {trials}, --seed {seed}; expected {', '.join(PICTURES)}, at least 1, and at least 0"
+        )
+        raise UsageError(msg)
+    snrs = _decibels(snr)
     told = None if json or not sys.stderr.isatty() else lambda text: print(text, file=sys.stderr)
     with usage():
         rows = sweep(scenario=scenario, snrs=snrs, trials=trials, methods=methods.split(","), seed=seed, progress=told)
@@ -206,6 +213,17 @@ def bench(
     else:
         print(f"{table(rows)}\n\npicture: {picture}")
     return 0
+
+
+def _decibels(text: str) -> list[float]:
+    try:
+        found = [float(value) for value in text.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(math.isfinite(value) for value in found):
+        msg = f"--snr {text} is no list of dB; expected numbers with commas, such as --snr 10,20,30"
+        raise UsageError(msg)
+    return found
 
 
 def _one(noise: Any) -> float | None:
@@ -245,13 +263,17 @@ def _write(table: Any, target: Path) -> None:
 
 
 def _read(path: str) -> Any:
-    if not Path(path).exists():
-        msg = f"{path} does not exist"
-        raise FileNotFoundError(msg)
-    if path.endswith(".parquet"):
-        import pyarrow.parquet as pq
+    from streamsvd.flow.files import find, naming
 
-        return pq.read_table(path)
-    from pyarrow import feather
+    file = find(path)[0]
+    if file.suffix not in TABLES or file.remote is not None:
+        msg = f"{path} is no table that is read here; expected {', '.join(TABLES)} on this machine"
+        raise ValueError(msg)
+    with naming(file):
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
 
-    return feather.read_table(path)
+            return pq.read_table(file.path)
+        from pyarrow import feather
+
+        return feather.read_table(file.path)

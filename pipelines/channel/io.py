@@ -7,6 +7,8 @@ axis names, shape and units are in the schema metadata under ``streamsvd.channel
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,6 +151,9 @@ def gammas_from_arrow(table: pa.Table, /) -> list[np.ndarray]:
         If no frame has any: all were zero.
     """
     names = sorted(name for name in table.column_names if name.startswith("gamma_"))
+    if not names:
+        msg = f"the table has the columns {', '.join(table.column_names)} and no hyperparameters; give one that an estimate wrote"
+        raise ValueError(msg)
     for row in reversed(range(table.num_rows)):
         found = [table[name][row].values.to_numpy() for name in names]
         if found and all(g.any() for g in found):
@@ -216,8 +221,11 @@ def read_arrays(
 
 def _opened(path: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     if path.suffix == ".npz":
+        if not zipfile.is_zipfile(path):
+            msg = f"{path.name} cannot be read: it is damaged, or no .npz file; write it again by numpy.savez"
+            raise ValueError(msg)
         with np.load(path, allow_pickle=False) as file:
-            yield from ((name, file[_there(path, name, file.files)]) for name in names)
+            yield from ((name, _numbers(path, name, file)) for name in names)
     elif path.suffix == ".mat":
         yield from _matlab(path, names)
     else:
@@ -225,13 +233,31 @@ def _opened(path: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
         raise ValueError(msg)
 
 
+def _numbers(path: Path, name: str, file: Any) -> np.ndarray:
+    there = _there(path, name, file.files)
+    try:
+        return file[there]
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+        msg = f"{path.name}: the array {name!r} cannot be read as numbers ({error}); write it again by numpy.savez"
+        raise ValueError(msg) from error
+
+
 def _matlab(path: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         file = loadmat(path, squeeze_me=False)
-        known = [name for name in file if not name.startswith("__")]
-        yield from ((name, np.asarray(file[_there(path, name, known)])) for name in names)
+    except (
+        MatReadError,
+        ValueError,
+        TypeError,
+        LookupError,
+        EOFError,
+        zlib.error,
+    ) as error:  # SciPy has no check before its parser
+        msg = f"{path.name} cannot be read: it is damaged, or no .mat file ({error}); save it again"
+        raise ValueError(msg) from error
     except NotImplementedError:  # SciPy's way to say that this is v7.3, which is HDF5
         try:
             import h5py  # pyright: ignore[reportMissingImports]
@@ -243,6 +269,9 @@ def _matlab(path: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
                 x = np.asarray(file[_there(path, name, list(file))])
                 x = x["real"] + 1j * x["imag"] if x.dtype.names else x
                 yield name, x.T
+    else:
+        known = [name for name in file if not name.startswith("__")]
+        yield from ((name, np.asarray(file[_there(path, name, known)])) for name in names)
 
 
 def _there(path: Path, name: str, known: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from cyclopts import App
 
 from streamsvd.pipelines.ctr.settings import CompressSettings, TrainSettings
 from streamsvd.settings import Flag, Json, Names
-from streamsvd.terminal import UsageError, checked_target, print_json, usage
+from streamsvd.terminal import UsageError, checked_folder, checked_target, print_json, usage
 
 app = App(
     name="ctr",
@@ -34,6 +34,7 @@ def train(log: str, /, *, out: str, settings: TrainSettings = TrainSettings(), j
     """
     from streamsvd.pipelines.ctr.training import train as trained
 
+    checked_folder(out)
     began, losses = time.perf_counter(), []
     with usage():
         model, vocab = trained(log, **settings.options(), on_epoch=lambda _, loss: losses.append(loss))
@@ -77,6 +78,9 @@ def counts(
     target = checked_target(out, [log], suffixes=(".parquet",))
     with usage():
         found = as_table(count_ids(log, _names(fields), timestamps=timestamps, half_life=half_life))
+        if found.num_rows == 0:
+            msg = f"{log} has no ids in {', '.join(_names(fields))}: there is nothing to count; give a log with rows"
+            raise ValueError(msg)
     import pyarrow.parquet as pq
 
     pq.write_table(found, target)
@@ -118,6 +122,7 @@ def compress(
     from streamsvd.pipelines.ctr.compress import compress_tables
     from streamsvd.pipelines.ctr.judging import table, write_page
 
+    checked_folder(out)
     if (counts is None) == (log is None):
         msg = "look-ups come from --counts FILE or from --log FILE; give one of them"
         raise UsageError(msg)
@@ -165,6 +170,10 @@ def evaluate(
     from streamsvd.pipelines.ctr.judging import compare, curve, write_page
     from streamsvd.pipelines.ctr.training import evaluate as judged
 
+    if compressed is None and (log is not None or out is not None):
+        msg = "--log and --out are for the report of a compressed model; add --compressed FOLDER, or leave them out"
+        raise UsageError(msg)
+    target = None if out is None else checked_target(out, [test], suffixes=(".html",))
     with usage():
         net, vocab, print_ = DeepFM.load(model)
         index, labels = vocab.encode(test)
@@ -179,8 +188,8 @@ def evaluate(
         raise UsageError(msg)
     scores = compare(net, done, index, labels)
     points = [] if log is None else curve(net, vocab.counts(log), index, labels)
-    if out is not None:
-        write_page(checked_target(out, [test], suffixes=(".html",)), done, points=points, scores=scores)
+    if target is not None:
+        write_page(target, done, points=points, scores=scores)
     if json:
         print_json({**scores, "curve": points})
     else:

@@ -174,11 +174,16 @@ def compress_tables(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     checkpoint = None if folder is None else folder / "measuring.svd"
-    moments, unknown = measure(
-        tables, known, weighting=weighting, model=model, ignore_unknown=ignore_unknown, checkpoint=checkpoint
-    )
-    del known  # as large as the ids are many, and the second pass needs none of it
-    done = finish(tables, moments, target, folder=folder, unknown=unknown)
+    try:
+        moments, unknown = measure(
+            tables, known, weighting=weighting, model=model, ignore_unknown=ignore_unknown, checkpoint=checkpoint
+        )
+        del known  # as large as the ids are many, and the second pass needs none of it
+        done = finish(tables, moments, target, folder=folder, unknown=unknown)
+    except BaseException:
+        if folder is not None and not any(folder.iterdir()):  # what was refused leaves nothing behind
+            folder.rmdir()
+        raise
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return done

@@ -288,7 +288,8 @@ def _lazy(value: Any) -> Any:
     if isinstance(value, str | Path):
         from streamsvd.flow.files import find
 
-        paths = [one.path for one in find(value)]
+        files = find(value)
+        paths = [one.path for one in files]
         readers = {
             ".csv": pl.scan_csv,
             ".arrow": pl.scan_ipc,
@@ -296,7 +297,13 @@ def _lazy(value: Any) -> Any:
             ".feather": pl.scan_ipc,
             ".ndjson": pl.scan_ndjson,
         }
-        return readers.get(Path(str(paths[0])).suffix.lower(), pl.scan_parquet)(paths)
+        frame = readers.get(files[0].suffix, pl.scan_parquet)(paths)
+        try:
+            frame.collect_schema()
+        except pl.exceptions.PolarsError as error:
+            msg = f"{str(files[0])!r} cannot be read: it is damaged, or not what its suffix says ({error})"
+            raise ValueError(msg) from error
+        return frame
     frame = pl.from_arrow(value)
     assert isinstance(frame, pl.DataFrame)
     return frame.lazy()

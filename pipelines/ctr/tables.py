@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamsvd.arrays import Array, to_numpy
+from streamsvd.flow.files import ARRAYS
 from streamsvd.flow.readahead import ahead
 from streamsvd.flow.sources import read
 from streamsvd.kernels.rows import all_finite
@@ -69,6 +70,9 @@ def batches(tables: Any, /, *, start: Any = None) -> Iterator[TableBatch]:
     if isinstance(tables, str | Path) and str(tables).endswith(".safetensors"):
         yield from _tensors(Path(tables))
         return
+    if isinstance(tables, str | Path) and str(tables).endswith(ARRAYS):
+        msg = f"{str(tables)!r} is an array without the name of a field; give a mapping of field to array, or Parquet of field, id, vector"
+        raise ValueError(msg)
     yield from _rows(tables, None, start)
 
 
@@ -116,9 +120,14 @@ def _array(name: str, ids: Any, value: Any, scale: Any) -> Iterator[TableBatch]:
 
 
 def _tensors(path: Path) -> Iterator[TableBatch]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="np") as file:
+    try:
+        opened = safe_open(path, framework="np")
+    except SafetensorError as error:
+        msg = f"{str(path)!r} cannot be read: it is damaged, or no safetensors file ({error}); write it again"
+        raise ValueError(msg) from error
+    with opened as file:
         names = list(file.keys())
         for name in names:
             if name.endswith((".ids", ".scale")):

@@ -38,12 +38,27 @@ def train(
         L2 penalty on all weights.
     on_epoch : function of epoch and mean training loss
 
+    Raises
+    ------
+    ValueError
+        For a width, epochs, batch or learning rate that is not above 0, a log without rows, and labels other than 0 and 1.
+
     Notes
     -----
     Memory: the log as row numbers, 8 bytes a number. The same seed gives the same model on one machine.
     """
+    for name, value in (("dim", dim), ("epochs", epochs), ("batch", batch)):
+        if value < 1:
+            msg = f"{name}={value} arrived; expected a whole number of at least 1"
+            raise ValueError(msg)
+    if not (lr > 0 and all(width > 0 for width in hidden)):
+        msg = f"lr={lr}, hidden={hidden} arrived; expected numbers above 0, such as lr=2e-3, hidden=(64, 32)"
+        raise ValueError(msg)
     vocab = Vocabulary.of_log(log, label, fields)
     index, labels = vocab.encode(log)
+    if len(labels) == 0:
+        msg = "the log has no rows, and there is nothing to train on; give one with clicks"
+        raise ValueError(msg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DeepFM(vocab.sizes, dim, hidden)

@@ -10,7 +10,7 @@ from cyclopts import App
 
 from streamsvd.pipelines.graph.settings import GraphSettings, TrainSettings
 from streamsvd.settings import Flag, Json, Names
-from streamsvd.terminal import UsageError, checked_target, print_json, usage
+from streamsvd.terminal import UsageError, checked_folder, checked_target, print_json, usage
 
 app = App(name="graph", help="Bipartite graphs: fresh factors, recommendations, LightGCL.", help_format="plaintext")
 
@@ -47,6 +47,12 @@ def svd(
     from streamsvd.pipelines.graph.graphsvd import GraphSVD
     from streamsvd.pipelines.graph.io import edge_batches, edge_files, write_factors
 
+    checked_folder(out)
+    if state is not None and not Path(state).exists():
+        checked_target(state, edges, option="state")
+    if every is not None and every < 1:
+        msg = f"--every {every} rows; expected at least 1, or leave it out"
+        raise UsageError(msg)
     with usage():
         edge_files(edges)
         held = state is not None and Path(state).exists()
@@ -66,7 +72,10 @@ def svd(
     return _say(
         said,
         json,
-        ("edges", "users", "items", "rank", "regularise_because", "captured_energy", "version", "seconds", "out"),
+        (
+            *("edges", "users", "items", "rank", "regularise", "regularise_because", "captured_energy", "energy"),
+            *("version", "seconds", "out"),
+        ),
     )
 
 
@@ -101,15 +110,15 @@ def recommend(
     json
         Print one JSON object.
     """
-    from streamsvd.pipelines.graph.graphsvd import GraphSVD
     from streamsvd.pipelines.graph.io import write_table
 
     target = checked_target(out, [state, *([] if histories is None else [histories])], suffixes=(".parquet",))
-    graph = GraphSVD.load(state)
+    graph = _graph(state)
     ids = None if users is None else _ids(users, graph.state_.store.users)
     given = None if histories is None else _table(histories)
     began = time.perf_counter()
-    top = graph.recommend(ids, histories=given, k=k, exclude_seen=not seen)
+    with usage(ValueError, TypeError):
+        top = graph.recommend(ids, histories=given, k=k, exclude_seen=not seen)
     write_table(top, target)
     said = {"rows": top.num_rows, "version": int(top.schema.metadata[b"version"]), "pending": graph.pending, "out": out}
     return _say(said | {"seconds": time.perf_counter() - began}, json, ("rows", "version", "pending", "seconds", "out"))
@@ -144,17 +153,17 @@ def train(
     json
         Print one JSON object.
     """
-    import pyarrow as pa
-
-    from streamsvd.pipelines.graph.io import edge_batches
+    from streamsvd.pipelines.graph.io import read_factors
     from streamsvd.pipelines.graph.train import LightGCL
 
+    checked_folder(out)
     began = time.perf_counter()
-    with usage():
-        table = pa.concat_tables([batch for _, batch in edge_batches(edges)], promote_options="default")
-        held_out = None if validation is None else _table(validation)
+    table = _tables(edges)
+    held_out = None if validation is None else _table(validation)
+    with usage(FileNotFoundError):
+        held = None if factors is None else read_factors(factors)
     model = LightGCL(settings=settings, device=device)
-    model.fit(table, factors=factors, validation=held_out, progress=False if json else None).save(out)
+    model.fit(table, factors=held, validation=held_out, progress=False if json else None).save(out)
     said: dict[str, Any] = {"epochs": len(model.history_), "loss": model.history_[-1]["loss"]}
     if held_out is not None:
         said["recall@20"] = max(entry.get("recall@20", 0.0) for entry in model.history_)
@@ -194,15 +203,21 @@ def evaluate(
             msg = f"{source} holds embeddings, and items of training edges are left out of rankings; add --train FILE"
             raise UsageError(msg)
         return _say(_embeddings(source, train).evaluate(held_out), json, ())
+    return _say(judge.of_filter(_graph(source), held_out), json, ())
+
+
+def _graph(state: str) -> Any:
     from streamsvd.pipelines.graph.graphsvd import GraphSVD
 
-    return _say(judge.of_filter(GraphSVD.load(source), held_out), json, ())
+    with usage(FileNotFoundError, IsADirectoryError):
+        return GraphSVD.load(state)
 
 
 def _embeddings(folder: str, train: list[str]) -> Any:
     from streamsvd.pipelines.graph.train import LightGCL
 
-    return LightGCL.load(folder, _tables(train))
+    with usage(FileNotFoundError):
+        return LightGCL.load(folder, _tables(train))
 
 
 def _table(path: str) -> Any:
@@ -215,7 +230,11 @@ def _tables(paths: list[str]) -> Any:
     from streamsvd.pipelines.graph.io import edge_batches
 
     with usage():
-        return pa.concat_tables([batch for _, batch in edge_batches(paths)], promote_options="default")
+        found = [batch for _, batch in edge_batches(paths)]
+        if not found:
+            msg = f"{', '.join(paths)} has no edges; expected at least one row of user, item"
+            raise ValueError(msg)
+        return pa.concat_tables(found, promote_options="default")
 
 
 def _ids(words: list[str], known: Any) -> Any:
@@ -223,7 +242,13 @@ def _ids(words: list[str], known: Any) -> Any:
 
     with usage():
         flat = [part for word in words for part in word.split(",")]
-        return pa.array(flat) if pa.types.is_string(known.type) else pa.array([int(part) for part in flat])
+        if pa.types.is_string(known.type):
+            return pa.array(flat)
+        strange = [part for part in flat if not part.strip().lstrip("-").isdecimal()]
+        if strange:
+            msg = f"--users {strange[0]} is no integer, and the users of this graph are integers; write --users 3,14"
+            raise ValueError(msg)
+        return pa.array([int(part) for part in flat])
 
 
 def _say(values: dict[str, Any], json: bool, names: tuple[str, ...]) -> int:

@@ -141,7 +141,7 @@ class GraphSVD:
             msg = f"k={k} items for each user; expected at least 1, for example k=20"
             raise ValueError(msg)
         if users is not None and histories is not None:
-            msg = "got both users and histories; give users=[...] of the graph, or histories={user: [items]}"
+            msg = "got both users and histories; users are of the graph and have theirs; leave one of the two out"
             raise ValueError(msg)
         ids, given = self._known(users) if histories is None else filters.from_ids(histories, factors)
         items, scores = filters.filter_scores(factors, given, k=k, exclude_seen=exclude_seen)
@@ -158,7 +158,9 @@ class GraphSVD:
             strange = np.flatnonzero(rows < 0)
             if strange.size:
                 first = users[int(strange[0])]
-                msg = f"{strange.size} of {rows.size} users are not in the graph, the first is {first!r}; write histories={{user: [items]}}"
+                first = first.as_py() if hasattr(first, "as_py") else first
+                few = f"{strange.size} of {rows.size} users are not in the graph, the first is {first!r}"
+                msg = f"{few}; give histories of such users: user and item"
                 raise ValueError(msg)
         import pyarrow as pa
 
@@ -171,6 +173,22 @@ class GraphSVD:
         from streamsvd.pipelines.graph.state import save_state
 
         save_state(self.state_, path)
+
+    def parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the state as named arrays and JSON values, as `streamsvd.save` takes them."""
+        from streamsvd.pipelines.graph.state import state_parts
+
+        return state_parts(self.state_)
+
+    @classmethod
+    def from_parts(cls, arrays: dict[str, np.ndarray], meta: dict[str, Any], /) -> GraphSVD:
+        """Restore what `parts` returned."""
+        from streamsvd.pipelines.graph.state import state_from_parts
+
+        state = state_from_parts(arrays, meta)
+        found = cls(settings=state.settings)
+        found.state_ = state
+        return found
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], /, *, settings: GraphSettings | None = None) -> GraphSVD:

@@ -17,25 +17,31 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from streamsvd.arrays import Array
+    from streamsvd.flow.files import File
 
 SIDES = {"users": ("user", "u"), "items": ("item", "v")}
 FORMAT = 1
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".ipc": "ipc", ".feather": "ipc"}
 
 
-def edge_files(paths: list[str], /) -> list[Path]:
-    """Return the files that paths and folders stand for, those of a folder in the order of their names.
+def edge_files(paths: list[str], /) -> list[File]:
+    """Return the files that paths, patterns and folders stand for, those of a folder in the order of their names.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file or folder.
+        There is no such file or folder, or a folder without one of these files.
+    ValueError
+        A file of another kind, or a URL.
     """
-    for path in paths:
-        if not Path(path).exists():
-            msg = f"there is no file or folder {path!r} (looked from {Path.cwd()}); check the path"
-            raise FileNotFoundError(msg)
-    folders = [sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)] for path in paths]
-    return [file for files in folders for file in files if file.is_file() and not file.name.startswith(".")]
+    from streamsvd.flow.files import find
+
+    found = [file for path in paths for file in find(path)]
+    for file in found:
+        if file.suffix not in FORMATS or file.remote is not None:
+            msg = f"{str(file)!r} cannot be read as edges; expected {', '.join(FORMATS)} on this machine: convert or copy it"
+            raise ValueError(msg)
+    return found
 
 
 def edge_batches(paths: list[str], /, *, rows: int = 1 << 20) -> Iterator[tuple[str, pa.Table]]:
@@ -46,15 +52,16 @@ def edge_batches(paths: list[str], /, *, rows: int = 1 << 20) -> Iterator[tuple[
     import pyarrow as pa
     import pyarrow.dataset as ds
 
+    from streamsvd.flow.files import naming
     from streamsvd.pipelines.graph.batch import COLUMNS
 
     for file in edge_files(paths):
-        kind = {".parquet": "parquet", ".csv": "csv"}.get(file.suffix.lower(), "ipc")
-        data = ds.dataset(file, format=kind)
+        with naming(file):
+            data = ds.dataset(file.path, format=FORMATS[file.suffix])
         names, at = [name for name in COLUMNS if name in data.schema.names], 0
         for batch in data.to_batches(columns=names or None, batch_size=rows):
             if batch.num_rows:
-                yield f"{file.name}:{at}", pa.Table.from_batches([batch])
+                yield f"{Path(file.path).name}:{at}", pa.Table.from_batches([batch])
             at += batch.num_rows
 
 

@@ -86,7 +86,11 @@ def from_ids(given: Any, factors: GraphFactors, /) -> tuple[Any, Histories]:
     order = np.argsort(rows_of(users, ids), kind="stable")
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows_of(users, ids), minlength=len(users)))])
     weights = np.asarray(table.column("weight"))[order] if "weight" in table.column_names else None
-    items = rows_of(factors.items, ids_of(table.column("item"), "item", "histories"))[order]
+    known = ids_of(table.column("item"), "item", "histories")
+    if len(known) and known.type != factors.items.type:
+        msg = f"histories: the item ids are of type {known.type}, and those of the graph are {factors.items.type}; cast them"
+        raise TypeError(msg)
+    items = rows_of(factors.items, known)[order]
     return users, histories(indptr, items, weights, len(factors.items))
 
 

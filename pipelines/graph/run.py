@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 torch = net.torch
 
 
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        cure = f"device='cpu' or, where torch.cuda.is_available(), which is {torch.cuda.is_available()} here, device='cuda'"
+        msg = f"device={name!r} cannot be used by torch here; write {cure}"
+        raise ValueError(msg) from error
+
+
 class Run:
     """What a training run holds: embeddings, graph, factors, sampler and optimiser."""
 
     def __init__(self, store: EdgeStore, factors: GraphFactors | None, settings: TrainSettings, device: str) -> None:
-        self.settings, self.device, self.store = settings, torch.device(device), store
+        self.settings, self.device, self.store = settings, _device(device), store
         self.scale = model.scaling(store, 0.0)
         self.whole = self._operator(None)
         self.factors = None

@@ -21,6 +21,11 @@ def save_state(state: GraphState, path: str | os.PathLike[str], /) -> None:
     """Write a state as a state file (docs/format.md) of kind "graph"."""
     from streamsvd.flow import statefile
 
+    statefile.write(path, "graph", *state_parts(state))
+
+
+def state_parts(state: GraphState, /) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return a state as named arrays and JSON values."""
     store, factors = state.store, state.factors
     arrays = {name: getattr(store, name) for name in ("indptr", "indices", "weights")}
     meta: dict[str, Any] = {"settings": dataclasses.asdict(state.settings), "t": state.t, "why": state.why}
@@ -36,7 +41,7 @@ def save_state(state: GraphState, path: str | os.PathLike[str], /) -> None:
     if factors is not None:
         arrays |= {f"factors_{name}": getattr(factors, name) for name in ("s", "u", "v", "rotation", "item_scale")}
         meta["factors"] = {"version": factors.version, "info": factors.info}
-    statefile.write(path, "graph", {name: np.ascontiguousarray(x) for name, x in arrays.items()}, meta)
+    return {name: np.ascontiguousarray(x) for name, x in arrays.items()}, meta
 
 
 def load_state(path: str | os.PathLike[str], /) -> GraphState:
@@ -44,6 +49,11 @@ def load_state(path: str | os.PathLike[str], /) -> GraphState:
     from streamsvd.flow import statefile
 
     _, arrays, meta = statefile.read(path, kinds=("graph",))
+    return state_from_parts(arrays, meta)
+
+
+def state_from_parts(arrays: dict[str, np.ndarray], meta: dict[str, Any], /) -> GraphState:
+    """Restore a state from its parts."""
     ids = {side: _unpack_ids(meta["ids"][side], side, arrays) for side in SIDES}
     edges = {name: arrays[name] for name in ("indptr", "indices", "weights")}
     store = EdgeStore(**ids, **edges, batches=meta["batches"], operations=meta["operations"])

@@ -116,7 +116,8 @@ def update(store: EdgeStore, edges: Any, /, *, duplicates: str = "error", batch_
     if batch_id is not None and batch_id in store.batches:
         if store.batches[batch_id] == digest:
             return store
-        msg = f"{batch.where} went in before with other rows; give each batch an id of its own, or leave batch_id out"
+        cure = "give each batch an id of its own (of a file: its name and the number of a row, so rename the file, or cut it as before)"
+        msg = f"{batch.where} went in before with other rows; {cure}"
         raise ValueError(msg)
     users, u = _grown(store.users, batch.users, batch)
     items, i = _grown(store.items, batch.items, batch)
@@ -193,7 +194,7 @@ def _refusal(batch: Batch, row: int, code: int) -> ValueError:
     edge = f"the edge ({batch.users[row].as_py()!r}, {batch.items[row].as_py()!r})"
     if code == 1:
         return ValueError(f"{batch.where}, row {row}: removes {edge}, which is not there; leave the row out")
-    cure = "take it out, or write duplicates='sum', 'max' or 'ignore'"
+    cure = "take it out, or write duplicates='sum', duplicates='max' or duplicates='ignore'"
     return ValueError(f"{batch.where}, row {row}: adds {edge}, which is there already; {cure}")
 
 

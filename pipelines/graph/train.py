@@ -126,6 +126,10 @@ class LightGCL:
         import pyarrow.parquet as pq
 
         source = Path(folder)
+        if not (source / "training.json").exists():
+            cure = "name a folder that LightGCL.save or `streamsvd graph train` wrote"
+            msg = f"{str(folder)!r} holds no training.json (looked from {Path.cwd()}); {cure}"
+            raise FileNotFoundError(msg)
         said = json.loads((source / "training.json").read_text())
         found = cls(settings=TrainSettings(**said["settings"]))
         found.history_, found._store = said["history"], update(EdgeStore(), edges, duplicates="ignore")
@@ -164,13 +168,20 @@ class LightGCL:
         s = self.settings
         if factors is None:
             if s.propagate == "lowrank" or s.init == "factors" or s.contrast != "off":
-                said = f"propagate={s.propagate!r}, init={s.init!r} and contrast={s.contrast!r} need factors"
-                msg = f"{said}; give factors=..., or propagate='plain'"
+                asked = {"propagate": "plain", "init": "random", "contrast": "off"}
+                using = {name: value for name, value in asked.items() if getattr(s, name) != value}
+                said = " and ".join(f"{name}={getattr(s, name)!r}" for name in using)
+                cure = ", ".join(f"{name}={value!r}" for name, value in using.items())
+                msg = f"{said}: that needs factors, and none came; give the factors of the graph (a folder), or write {cure}"
                 raise ValueError(msg)
             return None
         sides = []
         for x, known, ids in ((factors.u, factors.users, store.users), (factors.v, factors.items, store.items)):
             rows = rows_of(known, ids)
+            if (rows < 0).all():
+                side = "users" if x is factors.u else "items"
+                msg = f"none of the {rows.size} {side} of the edges ({ids.type}) has factors ({known.type}); give those of this graph"
+                raise ValueError(msg)
             sides.append(np.where((rows >= 0)[:, None], x[rows], np.float32(0)))
         scale = np.where((rows := rows_of(factors.items, store.items)) >= 0, factors.item_scale[rows], 0.0)
         u, v = sides

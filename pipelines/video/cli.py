@@ -9,7 +9,17 @@ from cyclopts import App, Parameter
 
 from streamsvd.pipelines.video.settings import VideoSettings
 from streamsvd.settings import Json
-from streamsvd.terminal import FAILED, REJECTED, UsageError, print_json, resumable, say, usage
+from streamsvd.terminal import (
+    FAILED,
+    REJECTED,
+    UsageError,
+    checked_folder,
+    checked_target,
+    print_json,
+    resumable,
+    say,
+    usage,
+)
 
 app = App(name="video", help="A static camera: background, foreground masks, tamper flags.", help_format="plaintext")
 Kind = Literal["video", "png", "none"]
@@ -75,9 +85,12 @@ def video(
         if is_live(source) and window != Window():
             msg = f"{source!r} is live, where --start, --end, --stride and --size have no meaning; leave them out"
             raise UsageError(msg)
-        if Path(out).exists() and not Path(out).is_dir():
-            msg = f"--out {out} is a file; give a folder"
-            raise UsageError(msg)
+    checked_folder(out)
+    if checkpoint is not None and not Path(checkpoint).exists():
+        checked_target(checkpoint, [source], option="checkpoint")
+    if preview is not None and not 0 <= preview < 65536:
+        msg = f"--preview {preview} is no port; expected 0 to 65535, for example --preview 8000"
+        raise UsageError(msg)
     job = Job(
         masks=masks,
         overlay=overlay,
@@ -88,7 +101,7 @@ def video(
         truth=truth,
         checkpoint=kept,
     )
-    with resumable(checkpoint):
+    with resumable(checkpoint), usage(FileNotFoundError):
         values = model_video(source, out, settings, job) | {"out": out}
     print_json(values) if json else _show(values)
     if values["skipped"]:

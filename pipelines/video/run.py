@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from streamsvd.pipelines.video.read import Frames, Report, Window, _package, rea
 from streamsvd.pipelines.video.settings import VideoSettings
 from streamsvd.pipelines.video.write import Kind, Outputs, overlays
 from streamsvd.terminal import Terminated
+
+logger = logging.getLogger("streamsvd")
+FREE = ("fps", "threads")  # may change between the runs of a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,6 @@ def model_video(
     job, report, stop = job or Job(), Report(), threading.Event()
     settings = settings or VideoSettings()
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     roi = None if job.roi is None else _roi(job.roi)
     model = _resumed(settings, roi, job.checkpoint)
     if is_live(source):
@@ -132,6 +135,7 @@ class _Run:
 
     def _take(self, batch: Frames) -> None:
         if self.outputs is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             fps = (self.report.fps or self.settings.fps * self.job.window.stride) / self.job.window.stride
             if self.model is None:
                 self.model = BackgroundModel(settings=replace(self.settings, fps=fps), roi=self.roi)
@@ -204,8 +208,13 @@ def _resumed(settings: VideoSettings, roi: np.ndarray | None, checkpoint: Path |
     if checkpoint is None or not checkpoint.exists():
         return None
     model = BackgroundModel.load(checkpoint)
+    logger.warning("%s has %d frames: going on after as many of a stored source", checkpoint, model.frames_)
     if replace(model.settings, fps=settings.fps, threads=settings.threads) != settings:
-        msg = f"{str(checkpoint)!r} was written with other settings ({model.settings}); give the same ones, or another checkpoint"
+        pairs = [(f.name, getattr(model.settings, f.name), getattr(settings, f.name)) for f in fields(settings)]
+        differs = [
+            f"{name}={was!r} there, {name}={now!r} here" for name, was, now in pairs if was != now and name not in FREE
+        ]
+        msg = f"{str(checkpoint)!r} was written with other settings: {'; '.join(differs)}; give the same ones, or another checkpoint"
         raise ValueError(msg)
     if roi is not None and (model.roi is None or not np.array_equal(model.roi, roi != 0)):
         msg = f"{str(checkpoint)!r} was written with another roi; give the same one, or another checkpoint"

@@ -24,6 +24,7 @@ KINDS: dict[str, str | type] = {
     "keyed": "streamsvd.flow.keyed:Keyed",
     "robust": "streamsvd.robust_stream:Robust",
     "robust-factors": "streamsvd.robust:RobustFactors",
+    "graph": "streamsvd.pipelines.graph.graphsvd:GraphSVD",
     "background": "streamsvd.pipelines.video.model:BackgroundModel",
     "ctr-moments": "streamsvd.pipelines.ctr.moments:Moments",
     "ctr-pass": "streamsvd.pipelines.ctr.passes:Pass",

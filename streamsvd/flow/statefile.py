@@ -23,6 +23,22 @@ DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bool": "BOOL"}
 DTYPES |= {f"{sign}int{bits}": f"{sign[:1].upper() or 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 HEADER_LIMIT = 100_000_000
 FIT_AGAIN = "restore it from a copy, or fit again"
+# Of each kind: what it holds, and what takes it.
+OWNERS = {
+    **dict.fromkeys(
+        ("gram", "truncated", "keyed", "run"), ("a state of a stream", "streamsvd inspect, or streamsvd.load")
+    ),
+    **dict.fromkeys(
+        ("factors", "robust", "robust-factors"), ("factors or their state", "streamsvd inspect, or streamsvd.load")
+    ),
+    "graph": ("a graph", "streamsvd graph recommend, or streamsvd.load"),
+    "activations": ("statistics of a torch model", "ActivationStats.load(path, model)"),
+    "background": ("a background model", "streamsvd video --checkpoint, or streamsvd.load"),
+    "ctr-moments": ("moments of embedding tables", "streamsvd ctr refresh, which takes its folder, or streamsvd.load"),
+    "ctr-pass": ("a pass over embedding tables that was stopped", "streamsvd ctr compress, which takes its folder"),
+    "ctr-bases": ("bases of embedding tables", "streamsvd ctr eval and refresh, which take its folder"),
+    "ctr-deepfm": ("a click model", "streamsvd ctr eval and compress, which take its folder"),
+}
 GIVE_STATE = "give a file that streamsvd.save has written"
 
 
@@ -154,8 +170,13 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 def _checked(file: str, handle: BinaryIO, size: int, kinds: Collection[str]) -> dict[str, Any]:
     stored = _verified(file, handle, size)
     if stored["kind"] not in kinds:
-        what = f"holds a {stored['kind']!r}, which this version does not know (it knows {', '.join(kinds)})"
-        raise _refusal(file, what, "upgrade streamsvd")
+        kind, known = stored["kind"], ", ".join(kinds)
+        if kind in OWNERS:
+            what, how = OWNERS[kind]
+            raise _refusal(file, f"holds {what}, and what belongs here is of kind {known}", f"it is for {how}")
+        raise _refusal(
+            file, f"holds a {kind!r}, which this version does not know (it knows {known})", "upgrade streamsvd"
+        )
     return stored
 
 

@@ -89,3 +89,44 @@ def test_wrong_use_is_one_sentence(tmp_path, capsys) -> None:
     assert "--rank 9" in message
     assert "no manifest.json" in refused(capsys, "refresh", tmp_path / "none", tables, "--counts", counts)
     assert "no column 'click'" in refused(capsys, "train", tables, "--label", "click", "--out", tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train torn.parquet --out m", "'torn.parquet' cannot be read: it is damaged"),
+        ("train empty.parquet --out m", "the log has no rows"),
+        ("train train.parquet --out m --epochs 0", "--epochs 0 arrived; expected a whole number of at least 1"),
+        ("train train.parquet --out m --dim 0", "--dim 0 arrived"),
+        ("train train.parquet --out m --batch 0", "--batch 0 arrived"),
+        ("train train.parquet --out train.parquet", "--out train.parquet cannot be a folder"),
+        ("counts empty.parquet --fields user --out c.parquet", "empty.parquet has no ids in user"),
+        ("counts torn.parquet --fields user --out c.parquet", "'torn.parquet' cannot be read: it is damaged"),
+        (
+            "compress rows.npy --counts counts.parquet --rank 2 --out s",
+            "'rows.npy' is an array without the name of a field",
+        ),
+        ("compress torn.safetensors --counts counts.parquet --rank 2 --out s", "'torn.safetensors' cannot be read"),
+        ("compress tables.parquet --counts counts.parquet --rank 9 --out s", "--rank 9 arrived"),
+        ("eval m test.parquet --out page.html", "--log and --out are for the report of a compressed model"),
+    ],
+)
+def test_wrong_use_is_said_and_leaves_nothing(logs, tmp_path, monkeypatch, capsys, words, said) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = pq.read_table(logs / "train.parquet")
+    pq.write_table(log, "train.parquet")
+    pq.write_table(log.slice(0, 0), "empty.parquet")
+    for name in ("torn.parquet", "torn.safetensors"):
+        (tmp_path / name).write_bytes(b"hello, this is no table")
+    np.save("rows.npy", np.zeros((4, 2)))
+    rng = np.random.default_rng(0)
+    columns = {"field": ["a"] * 9, "id": list(range(9)), "vector": vectors_of(rng.standard_normal((9, 4)))}
+    pq.write_table(pa.table(columns), "tables.parquet")
+    pq.write_table(pa.table({"field": ["a"] * 9, "id": list(range(9)), "count": [1.0] * 9}), "counts.parquet")
+    before = sorted(tmp_path.rglob("*"))
+    assert said in refused(capsys, *words.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def vectors_of(x: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(x.astype(np.float32).ravel()), x.shape[1])

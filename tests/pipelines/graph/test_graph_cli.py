@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -73,3 +74,91 @@ def test_factors_are_written_while_rows_arrive(here, capsys):
     words = ["svd", "train.parquet", "--rank", "4", "--regularise", "0.5", "--out", "factors", "--every", "300"]
     assert said(capsys, *words)["version"] == 3
     assert np.isfinite(said(capsys, *words, "--duplicates", "ignore")["captured_energy"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["svd", "train.parquet", "--out", "f", "--rank", "0"], r"--rank 0; expected an integer"),
+        (["svd", "train.parquet", "--out", "train.parquet"], r"--out train.parquet cannot be a folder"),
+        (["svd", "train.parquet", "--out", "f", "--every", "0"], r"--every 0 rows; expected at least 1"),
+        (
+            ["svd", "train.parquet", "--out", "f", "--state", "no/g.svd"],
+            r"there is no folder '.*no' to write 'g.svd' into",
+        ),
+        (["svd", "empty", "--out", "f"], r"'empty' holds no file to read"),
+        (["svd", "notes.txt", "--out", "f"], r"the suffix of 'notes.txt' does not say"),
+        (["svd", "rows.npy", "--out", "f"], r"'rows.npy' cannot be read as edges; expected .parquet"),
+        (["recommend", "none.svd", "--out", "top.parquet"], r"there is no file 'none.svd'"),
+        (["recommend", "g.svd", "--out", "top.parquet", "--users", "ann"], r"--users ann is no integer"),
+        (["recommend", "g.svd", "--out", "top.parquet", "--users", "99999"], r"first is 99999; give histories"),
+        (["recommend", "g.svd", "--out", "top.parquet", "--k", "0"], r"--k 0 items for each user"),
+        (["recommend", "g.svd", "--out", "top.parquet", "--histories", "text.parquet"], r"item ids are of type string"),
+        (["eval", "g.svd", "none.parquet"], r"'none.parquet' does not exist"),
+        (["eval", "g.svd", "header.csv"], r"header.csv has no edges"),
+        (["eval", "empty", "test.parquet", "--train", "train.parquet"], r"'empty' holds no training.json"),
+        (["train", "train.parquet", "--out", "m", "--factors", "empty"], r"'empty' holds no manifest.json"),
+        (["train", "train.parquet", "--out", "m", "--epochs", "0"], r"--epochs 0; expected an integer"),
+    ],
+)
+def test_wrong_use_is_said_before_any_work_and_leaves_nothing(here, capsys, words, said):
+    pytest.importorskip("torch")
+    (here / "empty").mkdir()
+    (here / "notes.txt").write_text("hello")
+    (here / "header.csv").write_text("user,item\n")
+    np.save("rows.npy", np.zeros((2, 2)))
+    pq.write_table(pa.table({"user": ["ann"], "item": ["x"]}), "text.parquet")
+    assert (
+        run(app, ["svd", "train.parquet", "--rank", "4", "--regularise", "0.5", "--out", "f0", "--state", "g.svd"]) == 0
+    )
+    before = sorted(here.rglob("*"))
+    capsys.readouterr()
+    assert run(app, words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(said, err), err
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["torn.parquet", "torn.csv", "torn.arrow"])
+def test_a_damaged_file_is_named(here, capsys, name):
+    (here / name).write_bytes(b"\x00no\n\n1,2,3")
+    assert run(app, ["svd", name, "--out", "f"]) == 1
+    assert re.search(rf"'{name}' cannot be read: it is damaged|lacks user and item", capsys.readouterr().err)
+    assert not (here / "f").exists()
+
+
+def test_folders_of_spark_are_read_and_their_marks_passed_over(here, capsys):
+    (here / "day").mkdir()
+    (here / "train.parquet").rename(here / "day" / "part-0.parquet")
+    (here / "day" / "_SUCCESS").write_text("")
+    assert said(capsys, "svd", "day", "--rank", "4", "--regularise", "0.5", "--out", "f")["edges"] == 800
+
+
+def test_factors_of_another_graph_and_devices_that_are_not_there_are_refused(here):
+    pytest.importorskip("torch")
+    from streamsvd.pipelines.graph import GraphSVD, LightGCL
+
+    other = GraphSVD(rank=2, regularise=0.5).update({"user": ["a", "b", "a"], "item": ["x", "y", "y"]}).refresh()
+    with pytest.raises(ValueError, match=r"none of the \d+ users of the edges \(int64\) has factors \(string\)"):
+        LightGCL(epochs=1).fit(pq.read_table("train.parquet"), factors=other)
+    with pytest.raises(ValueError, match=r"device='abacus' cannot be used by torch here"):
+        LightGCL(epochs=1, device="abacus", propagate="plain").fit(pq.read_table("train.parquet"))
+
+
+def test_a_state_is_loaded_by_the_library_and_shown_by_its_own_command_alone(here, capsys):
+    import streamsvd as ss
+    from streamsvd.cli import main
+
+    assert (
+        run(app, ["svd", "train.parquet", "--rank", "4", "--regularise", "0.5", "--out", "f", "--state", "g.svd"]) == 0
+    )
+    graph = ss.load("g.svd")
+    ss.save(graph, "h.svd")
+    assert (here / "g.svd").read_bytes() == (here / "h.svd").read_bytes()
+    capsys.readouterr()
+    for words in (["inspect", "g.svd"], ["report", "g.svd", "--out", "r.html"]):
+        assert main(words) == 1
+        assert "holds a graph" in (err := capsys.readouterr().err)
+        assert "streamsvd graph recommend" in err
+    assert not (here / "r.html").exists()

@@ -87,5 +87,5 @@ def test_edges_are_read_from_files_in_batches_with_ids(tmp_path):
     for name, table in found + found:
         g.update(table, batch_id=name)
     assert g.state_.store.edges == 400
-    with pytest.raises(FileNotFoundError, match=r"no file or folder"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist"):
         list(edge_batches(["nowhere.parquet"]))

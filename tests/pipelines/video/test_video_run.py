@@ -283,3 +283,31 @@ def test_the_demo_solves_its_scene_and_beats_mog2(tmp_path, capsys):
     assert values["streamsvd"]["f"] > values["mog2"]["f"] + 0.05
     assert values["tampering"] == {"found": 35, "false": 0, "covered": 35}
     assert (tmp_path / "video.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("input --rank 0", "--rank 0 has no meaning here"),
+        ("input --preview 99999", "--preview 99999 is no port"),
+        ("none.mp4", "there is no file 'none.mp4'"),
+        ("input --roi none.png", "there is no file 'none.png' for the roi"),
+        ("input --checkpoint no/m.svd", "to write 'm.svd' into; create it first"),
+        ("input --eval none", "there is no folder 'none' of ground truth"),
+    ],
+)
+def test_wrong_use_leaves_no_folder(images, capsys, words, said):
+    assert run(app, [*words.split(), "--out", "out"]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_a_checkpoint_says_where_it_goes_on_and_which_settings_differ(images, capsys):
+    words = ["input", "--masks", "none", "--overlay", "none", "--checkpoint", "m.svd"]
+    assert run(app, [*words, "--out", "out"]) == 0
+    capsys.readouterr()
+    assert run(app, [*words, "--out", "again"]) == 0
+    assert "m.svd has 100 frames: going on after as many of a stored source" in capsys.readouterr().err
+    assert not Path("again").exists()  # nothing was left to do
+    assert run(app, [*words, "--out", "again", "--alpha", "0.5"]) == 1
+    assert "was written with other settings: --alpha 0.3 there, --alpha 0.5 here; give" in capsys.readouterr().err

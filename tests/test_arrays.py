@@ -117,7 +117,8 @@ def test_signs_do_not_depend_on_the_sign_they_get():
 def thread_counts():
     from threadpoolctl import ThreadpoolController
 
-    return [lib.num_threads for lib in ThreadpoolController().select(user_api="blas").lib_controllers]
+    found = ThreadpoolController().select(user_api="blas").lib_controllers
+    return [lib.num_threads for lib in found if "opencv" not in lib.filepath]  # which brings one for itself alone
 
 
 def test_thread_counts_are_one_inside_and_restored_after():

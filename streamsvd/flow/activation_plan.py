@@ -129,7 +129,7 @@ def size_text(size: float, /) -> str:
     """Return bytes for people.
 
     >>> size_text(21_955_000_000), size_text(1200)
-    ('21.96 GB', '1.2 kB')
+    ('21.95 GB', '1.2 kB')
     """
     for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= power:

@@ -113,8 +113,8 @@ def transform_ray(factors: Any, dataset: Any, /, *, num_cpus: float = 1, **optio
 def imported() -> Any:
     """Return Ray, or raise ImportError with what to install."""
     try:
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         msg = f"this needs Ray, which is not installed ({error}): run pip install 'streamsvd[ray]'"
         raise ImportError(msg) from error
@@ -151,7 +151,7 @@ def connected(address: str | None = None, **options: Any) -> Iterator[Any]:
 
 def _folded(dataset: Any, job: Job, resources: dict[str, Any]) -> Iterator[tuple[Any, int]]:
     """Yield references to tables with one part a row, in the order of the blocks."""
-    import ray.data
+    import ray.data  # pyright: ignore[reportMissingImports]
 
     if job.files:
         import pyarrow as pa

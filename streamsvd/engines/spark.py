@@ -61,7 +61,7 @@ def run_spark(frame: Any, /, *, progress: bool | None = None, **options: Any) ->
     """Do what `fit_spark` does, and return the state and all that is known of the run; Spark shows its own progress."""
     del progress
     imported()
-    from pyspark.storagelevel import StorageLevel
+    from pyspark.storagelevel import StorageLevel  # pyright: ignore[reportMissingImports]
 
     files = not hasattr(frame, "mapInArrow")
 
@@ -97,7 +97,7 @@ def transform_spark(factors: Any, frame: Any, /, **options: Any) -> Any:
     frame : pyspark.sql.DataFrame with the columns of `streamsvd.transform`
     """
     imported()
-    from pyspark.sql.types import ArrayType, DoubleType, FloatType, StructField, StructType
+    from pyspark.sql.types import ArrayType, DoubleType, FloatType, StructField, StructType  # pyright: ignore[reportMissingImports]
 
     from streamsvd.arrays import dtype_name
     from streamsvd.flow.scores import listed_ids
@@ -112,7 +112,7 @@ def transform_spark(factors: Any, frame: Any, /, **options: Any) -> Any:
 def imported() -> Any:
     """Return PySpark, or raise ImportError with what to install."""
     try:
-        import pyspark
+        import pyspark  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         msg = f"this needs Spark, which is not installed ({error}): run pip install 'streamsvd[spark]', and install Java 17"
         raise ImportError(msg) from error
@@ -131,8 +131,8 @@ def connected(address: str | None = None, **settings: str) -> Iterator[Any]:
         No cluster answers at the address; the message says how to start one.
     """
     imported()
-    from pyspark.errors import PySparkException
-    from pyspark.sql import SparkSession
+    from pyspark.errors import PySparkException  # pyright: ignore[reportMissingImports]
+    from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
 
     active = SparkSession.getActiveSession()
     if active is not None:
@@ -167,7 +167,7 @@ def _check_java() -> None:
 
 def _listed(source: Any) -> Any:
     """Return a frame with one path in each partition."""
-    from pyspark.sql import SparkSession
+    from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
 
     session: Any = SparkSession.getActiveSession()
     if session is None:
@@ -187,7 +187,7 @@ def _paths(batches: Iterator[Any], paths: list[str]) -> Iterator[Any]:
 
 
 def _fold(batches: Iterator[Any], job: Job) -> Iterator[Any]:
-    from pyspark import TaskContext
+    from pyspark import TaskContext  # pyright: ignore[reportMissingImports]
 
     context: Any = TaskContext.get()
     number = context.partitionId()
@@ -209,7 +209,7 @@ def _fold_file(job: Job, path: str, number: int) -> bytes:
 
 def _level(nodes: Any, job: Job) -> Any:
     """Merge ``fan_in`` neighbours each, on the executors; a node is known by its place in its level."""
-    from pyspark.sql import functions as F
+    from pyspark.sql import functions as F  # pyright: ignore[reportMissingImports]
 
     grouped = nodes.withColumn("node", F.expr(f"number div {job.fan_in}"))
     # No partial: Spark 4.3 looks for type hints, which one has in a way that it fails on.

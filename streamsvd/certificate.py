@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -35,11 +34,15 @@ class Ledger:
 
     def scaled(self, factor: float, /) -> Ledger:
         """Return the ledger with every energy multiplied: decay, or a change of the exponent."""
-        return Ledger(*(factor * value for value in dataclasses.astuple(self)))
+        return Ledger(*(factor * value for value in self._values()))
 
     def __add__(self, other: Ledger) -> Ledger:
         """Add two accounts: rows of two streams, or a fold's entries to the past."""
-        return Ledger(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Ledger(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+
+    def _values(self) -> tuple[float, ...]:
+        # Not `dataclasses.astuple`, whose deep copies would cost a twentieth of a merge.
+        return self.total, self.discarded, self.top, self.noise, self.rows_noise
 
 
 @dataclass(frozen=True, eq=False)

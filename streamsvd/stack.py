@@ -44,13 +44,18 @@ class Entered:
 
 @dataclass(frozen=True, eq=False)
 class DenseRows:
-    """Row-major rows (b, d), read as ``((rows - shift) - mean) * factor`` in their own dtype; without centring, both are zero."""
+    """Row-major rows (b, d), read as ``((rows - shift) - mean) * factor`` in their own dtype; without centring, both are zero.
+
+    ``known`` is ``rows rows'`` (b, b) in float64 where it is known, which spares its products: that of rows that are neither shifted nor
+    centred, such as those of another state.
+    """
 
     rows: Array
     shift: Array
     mean: Array
     factor: np.ndarray
     centered: bool
+    known: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -79,6 +84,10 @@ class DenseRows:
         xp, b, q = namespace(self.rows), self.count, vt.shape[0]
         sketch, fade, drawn = test
         fresh = sketch * fade
+        if self.known is not None and not double:
+            with blas_threads(2.0 * b * q * vt.shape[1]):
+                P = to_numpy(self.rows @ vt.T).astype(np.float64) * self.factor[:, None]
+            return Entered(P, self.known * np.outer(self.factor, self.factor), fresh)
         P, XX, energies = np.zeros((b, q)), np.zeros((b, b)), np.zeros(b)
         factor = from_numpy(self.factor, like=self.shift)
         # BLAS is slow on few rows: a few old and new ones are multiplied together, and V V' is thrown away.
@@ -157,6 +166,7 @@ class SparseRows:
     rows: Any
     mean: np.ndarray
     factor: np.ndarray
+    known: None = None
 
     @property
     def count(self) -> int:

@@ -144,7 +144,8 @@ class Truncated:
 
         Notes
         -----
-        Cost: about ``4 d r^2`` multiply-adds in float64. The rows that wait in either state are folded first (into copies).
+        Cost: about ``4 d r^2`` multiply-adds, in float64 where float32 cannot resolve what is left out. The rows that wait in either
+        state are folded first (into copies).
         """
         check_merge(self, other)
         if other.rows == 0:
@@ -270,24 +271,27 @@ def _merge(a: Core, b: Core, options: Options) -> Core:
     fades = _fade(a, math.sqrt(joint.fade_a), exponent), _fade(b, math.sqrt(joint.fade_b), exponent)
     turn = from_numpy(merge_signs(options.seed, a.moments.rows, b.moments.rows), like=a.vt, dtype=dtype_name(a.vt))
     sketch = a.test * fades[0] + b.test * turn[:, None] * fades[1]
-    rows, factor, joined = b.vt, b.s * fades[1], 0.0
+    rows, factor, joined, gram = b.vt, b.s * fades[1], 0.0, b.basis.C
     if joint.row is not None:
         xp = namespace(a.vt)
         row = xp.astype(joint.row * math.ldexp(1.0, -exponent), a.vt.dtype)
-        rows, factor = xp.concat([rows, row[None, :]], axis=0), np.append(factor, 1.0)
         joined = float(xp.sum(xp.astype(row, xp.float64) ** 2))
+        cross = to_numpy(rows @ row).astype(np.float64)[:, None]
+        gram = np.block([[gram, cross], [cross.T, np.array([[joined]])]])
+        rows, factor = xp.concat([rows, row[None, :]], axis=0), np.append(factor, 1.0)
         slot, sign = signs_of(options.seed, a.moments.rows + b.moments.rows, 1, stream=1)
         sketch[int(slot[0]), :] += row * float(sign[0])
     zeros = a.moments.delta * 0.0
-    dense = DenseRows(rows, zeros, zeros, factor, False)
-    kept = truncate(a.basis.faded(fades[0]), dense, options, (sketch, 1.0, None), double=True)
+    dense = DenseRows(rows, zeros, zeros, factor, False, gram)
+    kept = truncate(a.basis.faded(fades[0]), dense, options, (sketch, 1.0, None))
     past = a.ledger.scaled(fades[0] ** 2) + b.ledger.scaled(fades[1] ** 2)
     return Core(kept.basis, kept.test, joint.moments, past + _entry(kept, joined, a), exponent)
 
 
 def _entry(kept: Kept, energy: float, core: Core) -> Ledger:
     eps = float(np.finfo(dtype_name(core.vt)).eps)
-    return Ledger(energy, kept.discarded, kept.top, 4.0 * EPS64 * (kept.mass + kept.uncentered), eps * eps * kept.mass)
+    noise = 4.0 * EPS64 * (kept.mass + kept.uncentered) + kept.rounding
+    return Ledger(energy, kept.discarded, kept.top, noise, eps * eps * kept.mass)
 
 
 def _exponent(core: Core, past: float) -> int:

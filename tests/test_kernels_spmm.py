@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamsvd.kernels import spmm as module
+from streamsvd.kernels import spmm_numba
 from streamsvd.kernels.spmm import spmm, transposed
 
 WIDTHS = [1, 3, 4, 5, 8, 10, 15, 16, 24, 32, 40, 64, 65, 100, 128]
@@ -87,7 +88,7 @@ def test_the_bits_do_not_depend_on_the_threads():
 def test_threads_share_the_entries_though_one_row_is_heavy(parts):
     rng = np.random.default_rng(2)
     A = graph(rng, 4000, 300, 0.01)
-    cuts = module._cuts(A.indptr, A.nnz, parts)
+    cuts = spmm_numba.cuts(A.indptr, parts)
     assert cuts[0] == 0
     assert cuts[-1] == 4000
     work = np.diff([A.indptr[c] + 2 * c for c in cuts])

@@ -1,20 +1,19 @@
 """Sparse times dense, ``diag(scale) A X`` for A in CSR: the loop that graphs spend their time in.
 
-NumPy data runs a Numba loop with vector accumulators, on Python threads that share the rows by their number of entries; CuPy data runs
+NumPy data runs a Numba loop with vector accumulators, on threads that share the rows by their number of entries; CuPy data runs
 cuSPARSE; anything else runs SciPy, which is also the oracle of the loop.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from streamsvd.arrays import Array
+from streamsvd.kernels.crew import crew
 
 # Below this many multiply-adds waking a second thread costs more than it gives.
 PARALLEL = 2_000_000
@@ -73,20 +72,13 @@ def spmm(
     factors = np.empty(0, out.dtype) if scale is None else np.ascontiguousarray(scale, dtype=out.dtype)
     columns = csr.indices if csr.indices.dtype == csr.indptr.dtype else csr.indices.astype(csr.indptr.dtype)
     count = _threads(threads, csr.indices.size * X.shape[1])
-    cuts = _cuts(csr.indptr, csr.indices.size, PIECES * count if count > 1 else 1)
-    call = functools.partial(spmm_numba.rows, csr.indptr, columns, csr.data, factors, X, out, _panels(X.shape[1]))
-    pieces = iter(list(itertools.pairwise(cuts)))  # a list iterator hands each piece to one thread only
-    helpers = [_pool().submit(_work, call, pieces) for _ in range(count - 1)]
-    _work(call, pieces)
-    for helper in helpers:
-        helper.result()
+    loop = csr.indptr, columns, csr.data, factors, X, out, _panels(X.shape[1])
+    if count == 1:
+        spmm_numba.rows(*loop, 0, out.shape[0])
+    else:
+        cuts = spmm_numba.cuts(csr.indptr, PIECES * count)
+        crew().run(functools.partial(spmm_numba.shared_rows, *loop, cuts), cuts.size - 1, count - 1)
     return out
-
-
-def _work(call: Any, pieces: Any) -> None:
-    """Take pieces until none is left: whoever wakes late, or shares its core, takes fewer."""
-    for first, stop in pieces:
-        call(first, stop)
 
 
 def transposed(csr: Any, /) -> Any:
@@ -102,25 +94,10 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="streamsvd-spmm")
-
-
 def _threads(asked: int | None, work: int) -> int:
     if asked is not None:
         return max(1, asked)
     return 1 if work < PARALLEL else default_threads()
-
-
-def _cuts(indptr: np.ndarray, entries: int, parts: int) -> list[int]:
-    """Return parts + 1 rows that share entries and rows evenly: a row costs about as much as two entries."""
-    if parts == 1:
-        return [0, indptr.size - 1]
-    rows = indptr.size - 1
-    wanted = (entries + 2 * rows) * np.arange(1, parts) / parts
-    inner = np.searchsorted(indptr[:-1].astype(np.int64) + 2 * np.arange(rows), wanted)
-    return [0, *inner.tolist(), rows]
 
 
 @functools.cache

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from streamsvd.kernels.crew_numba import add
 
 AHEAD = 16
 BLOCK = 256  # rows in which every panel is done before the next rows, so that their entries stay in the first cache
@@ -143,3 +146,35 @@ def rows(indptr, indices, data, scale, X, out, panels, first, stop):
                 for i in range(r, end):
                     factor = out.dtype.type(scale[i]) if scale.size else one
                     _sum1(data, indices, X, out, i, indptr[i], indptr[i + 1], last, c, factor)
+
+
+@numba.njit(cache=True, nogil=True)
+def cuts(indptr, parts):
+    """Return parts + 1 rows that share entries and rows evenly: a row costs about as much as two entries."""
+    rows = indptr.size - 1
+    out = np.empty(parts + 1, np.int64)
+    out[0], out[parts] = 0, rows
+    for k in range(1, parts):
+        wanted = (indptr[rows] + 2 * rows) * (k / parts)
+        low, high = 0, rows
+        while low < high:
+            middle = (low + high) // 2
+            if indptr[middle] + 2 * middle < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        out[k] = low
+    return out
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
+def shared_rows(indptr, indices, data, scale, X, out, panels, cuts, board, ticket):
+    """Do the pieces cuts[k] .. cuts[k + 1] that no other thread has taken (see ``kernels.crew``)."""
+    if ticket.size:
+        add(ticket, 0, 1)
+    while True:
+        k = add(board, 0, 1)
+        if k >= cuts.size - 1:
+            break
+        rows(indptr, indices, data, scale, X, out, panels, cuts[k], cuts[k + 1])
+        add(board, 1, 1)

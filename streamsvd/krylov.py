@@ -89,7 +89,7 @@ def block_krylov(
     d, T, loss = op.shape[1], np.zeros((0, 0)), _Loss(float(np.finfo(op.dtype).eps), seed)
     blocks, work = [orthonormalize(start)], None
     del start
-    scale, shelf = scale_of(op.matmat(blocks[0][:, :1])), _Shelf(blocks[0], passes)
+    scale, shelf = power_of_two(op.largest(blocks[0][:, :1]), op.dtype), _Shelf(blocks[0], passes)
     step, held, rest, more = 0, 0.0, 0, 0
     while True:
         Z, work = op.normal(blocks[-1], scale, work)
@@ -185,7 +185,7 @@ def subspace_iteration(op: Any, k: int, start: Array, /, *, passes: int, tol: fl
     Cost of a pass: a product with A, one with A', and ``6 d l^2`` flops; memory ``3 d l`` numbers.
     """
     V, work, upper, done = orthonormalize(start), None, math.nan, 0
-    scale = scale_of(op.matmat(V[:, :1])) if passes else 1.0
+    scale = power_of_two(op.largest(V[:, :1]), op.dtype) if passes else 1.0
     while done < passes:
         done += 1
         Z, work = op.normal(V, scale, work)

@@ -69,6 +69,11 @@ class Known:
         """Return ``A' Y``, (d, l)."""
         raise NotImplementedError
 
+    def largest(self, X: Array, /) -> float:
+        """Return the largest magnitude in ``A X``."""
+        W = self.matmat(X)
+        return float(namespace(W).max(namespace(W).abs(W)))
+
     def normal(
         self, X: Array, /, scale: float = 1.0, work: tuple[Array, Array] | None = None
     ) -> tuple[Array, tuple[Array, Array] | None]:

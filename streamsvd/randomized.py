@@ -105,7 +105,7 @@ def svd(
     True
     """
     op = as_operator(A)
-    _check(op, rank, oversample, passes, tol, method)
+    check(op, rank, oversample, passes, tol, method)
     warm = _warm(warm_start, op)
     if method == "auto" and warm is None and op.shape[0] * op.shape[1] <= EXACT_SIZE:
         used, (U, info) = "exact", (_exact(op, rank), _about(Subspace(None, 0.0, 0.0, 0, min(op.shape))))
@@ -125,7 +125,7 @@ def certify(op: Any, U: Array, rank: int, info: dict[str, Any] | None = None, /)
     if B is None:
         B, exact = to_numpy(op.rmatmat(U)).astype(np.float64), False
     with one_thread():
-        inverse = np.linalg.inv(np.linalg.cholesky(_gram(U)))
+        inverse = np.linalg.inv(np.linalg.cholesky(gram(U)))
         exponent = math.frexp(max(float(B.max(initial=0.0)), -float(B.min(initial=0.0))))[1]
         np.ldexp(B, -exponent, out=B)
         vt, s, X = _thin_svd(B, inverse, rank, dtype_name(U))
@@ -134,7 +134,7 @@ def certify(op: Any, U: Array, rank: int, info: dict[str, Any] | None = None, /)
     vt *= turn[:, None]
     u = U @ from_numpy(np.ascontiguousarray((inverse.T @ X[:, :rank]) * turn), like=U, dtype=dtype_name(U))
     total = op.energy(2.0**-exponent) if exact else None
-    certificate = None if total is None else _certificate(op, total, s, exponent, dtype_name(U))
+    certificate = None if total is None else certificate_of(op, total, s, exponent, dtype_name(U))
     norm = math.nan if total is None else math.ldexp(math.sqrt(total), exponent)
     n, centered = op.shape[0], isinstance(op, Centered)
     return Factors(
@@ -155,18 +155,27 @@ def certify(op: Any, U: Array, rank: int, info: dict[str, Any] | None = None, /)
 def _by_krylov(op: Any, rank: int, warm: Array | None, passes: int | None, tol: float | None, seed: int) -> Any:
     """Return left vectors and the subspace; the basis is built on the smaller side."""
     wide = op.shape[1] > op.shape[0]
-    side = op.T if wide else op
+    if warm is not None and wide:
+        warm = _left(op, warm)
+    V, about = basis_of(op.T if wide else op, rank, passes, tol, seed, warm)
+    return (V if wide else _left(op, V)), about
+
+
+def basis_of(
+    side: Any, rank: int, passes: int | None, tol: float | None, seed: int, warm: Array | None = None, /
+) -> tuple[Array, dict[str, Any]]:
+    """Return right vectors V (d, rank) of an operator (n, d) by block Lanczos, and what is known of them."""
     d = side.shape[1]
     tol = TOLERANCE if passes is None and tol is None else tol
     widest = min(d, _widest(rank))
     b = widest if tol is None else min(widest, _block(rank))
     if warm is not None:
         b = max(b, warm.shape[1])
-        warm = _left(op, warm) if wide else warm
     passes = max((passes or MOST_PASSES) - 1, -(-rank // b))
     with blas_threads(2.0 * d * b * b):
-        found = block_krylov(side, rank, _start(warm, d, b, op, seed), passes=passes, tol=tol, seed=seed, widest=widest)
-    return (found.V if wide else _left(op, found.V)), _about(found)
+        start = _start(warm, d, b, side, seed)
+        found = block_krylov(side, rank, start, passes=passes, tol=tol, seed=seed, widest=widest)
+    return found.V, _about(found)
 
 
 def _by_subspace(
@@ -236,7 +245,7 @@ def _thin_svd(B: np.ndarray, inverse: np.ndarray, k: int, dtype: str) -> tuple[n
     return np.ascontiguousarray((Q @ Y[:, :k]).T, dtype=dtype), s, Xt.T
 
 
-def _gram(U: Array) -> np.ndarray:
+def gram(U: Array) -> np.ndarray:
     """``U'U`` in float64, a chunk of rows at a time."""
     xp, out, step = namespace(U), 0.0, max(1, CHUNK // U.shape[1])
     for i in range(0, U.shape[0], step):
@@ -245,7 +254,7 @@ def _gram(U: Array) -> np.ndarray:
     return np.asarray(out)
 
 
-def _certificate(op: Any, total: float, s: np.ndarray, exponent: int, dtype: str) -> Certificate:
+def certificate_of(op: Any, total: float, s: np.ndarray, exponent: int, dtype: str) -> Certificate:
     """Close the account of ``B = U'A``; sums of m terms are taken to err by ``8 sqrt(m) eps`` (Higham and Mary 2019, theorem 2.4)."""
     n, d = op.shape
     tail = max(0.0, total - float(s @ s))
@@ -271,7 +280,8 @@ def _warm(given: Any, op: Any) -> Array | None:
     return from_numpy(host, like=op.like)
 
 
-def _check(op: Any, rank: Any, oversample: Any, passes: Any, tol: Any, method: str) -> None:
+def check(op: Any, rank: Any, oversample: Any, passes: Any, tol: Any, method: str) -> None:
+    """Refuse a rank that the matrix does not allow, and options out of range."""
     n, d = op.shape
     if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
         msg = f"got rank={rank!r}; expected a whole number of 1 .. {min(n, d)}"

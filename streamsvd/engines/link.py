@@ -59,6 +59,24 @@ class Link:
         dist.all_gather(tensors, padded, group=self.group)
         return [_bytes(one)[:size] for one, size in zip(tensors, sizes, strict=True)]
 
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum of the float64 arrays of all ranks, the same bits on every rank."""
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.asarray(np.array(array, np.float64), device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group)
+        return tensor.cpu().numpy()
+
+    def largest(self, value: float) -> float:
+        """Return the largest of the numbers of all ranks."""
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+        return float(tensor[0])
+
     def _tensor(self, data: bytes) -> Any:
         import torch
 
@@ -73,6 +91,22 @@ class Link:
         import torch.distributed as dist
 
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
+
+
+def linked(group: Any, /) -> Link:
+    """Return the link of a group (None: all ranks).
+
+    Raises
+    ------
+    RuntimeError
+        There is no process group.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        msg = "torch.distributed is not initialised; call torch.distributed.init_process_group(...) first, or run under torchrun"
+        raise RuntimeError(msg)
+    return Link(group)
 
 
 def _bytes(tensor: Any) -> bytes:

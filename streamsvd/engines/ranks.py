@@ -10,7 +10,7 @@ from typing import Any
 from streamsvd import __version__
 from streamsvd.arrays import dtype_name, one_thread
 from streamsvd.engines.contract import packed, settled, unpacked
-from streamsvd.engines.link import Link
+from streamsvd.engines.link import Link, linked
 
 COMPARED = ("columns", "center", "decay", "half_life", "rank", "kept", "shrink", "seed", "unit")
 
@@ -41,14 +41,8 @@ def merge_across_ranks(sketch: Any, group: Any = None, /) -> Any:
     Binary tree over send and receive, in the order of ranks: ``ceil(log2 ranks)`` merges one after another, then one broadcast. Each
     rank sends its (kept x d) factors once. A sum (``all_reduce``) of factors would mean nothing, so there is none.
     """
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        msg = "torch.distributed is not initialised; call torch.distributed.init_process_group(...) first, or run under torchrun"
-        raise RuntimeError(msg)
-    many = isinstance(sketch, Mapping)
+    link, many = linked(group), isinstance(sketch, Mapping)
     states = dict(sketch) if many else {"": sketch}
-    link = Link(group)
     _agree(link, states)
     whole = {name: _merged(link, states[name]) for name in sorted(states)}
     return {name: whole[name] for name in states} if many else whole[""]

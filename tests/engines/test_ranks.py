@@ -118,3 +118,54 @@ def test_without_a_process_group_it_says_what_to_call():
 
     with pytest.raises(RuntimeError, match="init_process_group"):
         merge_across_ranks(ss.sketch(columns=3, rank=1))
+
+
+def rows_of(name: str) -> np.ndarray:
+    from rank_worker import edges, share
+
+    if name in ("dense", "tiny"):
+        return np.concatenate([share(rank) for rank in range(SIZE)]) * (1e-170 if name == "tiny" else 1.0)
+    A = np.concatenate([edges(rank, np.float64).toarray() for rank in range(SIZE)])
+    if name == "sparse":
+        return A
+    users, items = A.sum(axis=1), A.sum(axis=0)
+    scales = [
+        np.where(degree > 0, 1 / np.sqrt(degree + 0.5 * degree[degree > 0].mean()), 0) for degree in (users, items)
+    ]
+    return scales[0][:, None] * A * scales[1]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("name", "digits"), [("graph", 2e-6), ("sparse", 1e-9), ("dense", 1e-9), ("tiny", 1e-9)])
+def test_rows_on_many_ranks_have_the_factors_of_the_whole_matrix(folder, name, digits):
+    A = rows_of(name)
+    ranks = [np.load(folder / f"{name}-{rank}.npz") for rank in range(SIZE)]
+    for other in ranks[1:]:
+        assert other["vt"].tobytes() == ranks[0]["vt"].tobytes()
+        assert other["s"].tobytes() == ranks[0]["s"].tobytes()
+    u, s, vt = np.concatenate([one["u"] for one in ranks]).astype(float), ranks[0]["s"].astype(float), ranks[0]["vt"]
+    unit = 1.0 / s[0]
+    true = np.linalg.svd(A * unit, compute_uv=False)
+    k = s.size
+    assert ranks[0]["rows"] == A.shape[0] == u.shape[0]
+    assert np.allclose(s * unit, true[:k], rtol=0, atol=1e-4 if name == "graph" else 1e-6)
+    assert np.abs(u.T @ u - np.eye(k)).max() <= 10 * digits
+    assert np.abs(u.T @ (A * unit) - (s * unit)[:, None] * vt).max() <= 2e-3  # as far as the passes went
+    if name != "tiny":  # its squares vanish
+        rest = float(((A - A @ vt.T.astype(float) @ vt) ** 2).sum())
+        assert rest <= ranks[0]["residual"] * (1 + 1e-6)
+        assert ranks[0]["residual"] <= 1.001 * (rest + 1e-12)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wrong columns", "rank 1 has columns 29, and rank 0 has 30"),
+        ("wrong rank", "rank 1 has rank 5, and rank 0 has 4"),
+        ("large rank", "got rank=31"),
+    ],
+)
+def test_a_solve_that_is_refused_is_refused_on_all_ranks(folder, name, words):
+    for one in told(folder):
+        assert words in one[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -198,9 +198,10 @@ def finish(
     folder: Path | None = None,
     unknown: Mapping[str, Mapping[str, float]] | None = None,
     version: int = 1,
+    only: Collection[str] | None = None,
 ) -> Compressed:
-    """Choose ranks, read the tables once more and write or keep the compressed rows; moments may come of merged shards."""
-    fields = choose(moments, target)
+    """Choose ranks, read the tables once more and write or keep the compressed rows; ``only`` names the fields that a shard has."""
+    fields = {name: one for name, one in choose(moments, target).items() if only is None or name in only}
     if folder is None:
         return Compressed(_kept(tables, fields), moments, unknown or {}, version)
     place = folder / f"v{version}"

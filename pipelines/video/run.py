@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -86,6 +86,41 @@ def model_video(
     with ExitStack() as stack:
         run = _Run(target, job, settings, model, roi, report, stack)
         return run.drive(batches, stop, source)
+
+
+def model_videos(
+    sources: Mapping[str, Any],
+    folder: Path | str,
+    settings: VideoSettings | None = None,
+    job: Job | None = None,
+    /,
+    *,
+    mapper: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map,
+) -> dict[str, dict[str, Any]]:
+    """Model several cameras, each by itself: ``model_video`` into ``folder/NAME``, with a checkpoint there.
+
+    Parameters
+    ----------
+    sources : mapping of names to sources that a worker can open (paths, URLs)
+    folder : path, seen by all workers
+    settings, job
+        For every camera; a preview and a bar of progress are left out.
+    mapper : function like the builtin ``map``
+        ``streamsvd.engines.tasks.ray_map`` or ``spark_map`` give each camera a task: one that is run again because its worker died goes
+        on from its checkpoint. Backgrounds of different cameras have nothing to merge.
+
+    Returns
+    -------
+    summaries : dict by name
+    """
+    asked = replace(job or Job(), preview=None, progress=False)
+    cameras = [(source, Path(folder).absolute() / name, settings, asked) for name, source in sources.items()]
+    return dict(zip(sources, mapper(_camera, cameras), strict=True))
+
+
+def _camera(camera: tuple[Any, Path, VideoSettings | None, Job]) -> dict[str, Any]:
+    source, folder, settings, job = camera
+    return model_video(source, folder, settings, replace(job, checkpoint=folder / "model.svd"))
 
 
 class _Run:

@@ -119,6 +119,24 @@ def imported() -> Any:
     return pyspark
 
 
+def active(session: Any = None, /) -> Any:
+    """Return a session, by default the one that is active.
+
+    Raises
+    ------
+    ImportError, RuntimeError
+        Spark is missing, or there is no session.
+    """
+    imported()
+    from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
+
+    session = session or SparkSession.getActiveSession()
+    if session is None:
+        msg = "there is no Spark session; make one first: SparkSession.builder.getOrCreate()"
+        raise RuntimeError(msg)
+    return session
+
+
 @contextmanager
 def connected(address: str | None = None, **settings: str) -> Iterator[Any]:
     """Use the Spark session that is active, or one at an address (a local one by default), which is stopped after it.
@@ -134,9 +152,9 @@ def connected(address: str | None = None, **settings: str) -> Iterator[Any]:
     from pyspark.errors import PySparkException  # pyright: ignore[reportMissingImports]
     from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
 
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        yield active
+    present = SparkSession.getActiveSession()
+    if present is not None:
+        yield present
         return
     _check_java()
     builder: Any = SparkSession.builder.master(address or "local[*]").appName("streamsvd")
@@ -167,13 +185,7 @@ def _check_java() -> None:
 
 def _listed(source: Any) -> Any:
     """Return a frame with one path in each partition."""
-    from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
-
-    session: Any = SparkSession.getActiveSession()
-    if session is None:
-        msg = "there is no Spark session; make one first (SparkSession.builder.getOrCreate()), or pass a DataFrame"
-        raise RuntimeError(msg)
-    paths = paths_of(source)
+    session, paths = active(), paths_of(source)
     numbered = session.range(len(paths), numPartitions=len(paths))
     return numbered.mapInArrow(partial(_paths, paths=paths), "path string")
 

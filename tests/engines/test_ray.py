@@ -20,6 +20,8 @@ from streamsvd.engines import ray as engine
 from streamsvd.engines.driver import PartitionError
 from streamsvd.engines.local import run_local
 from streamsvd.engines.ray_streams import fit_ray_streams
+from streamsvd.engines.tasks import ray_map
+from streamsvd.pipelines.ctr.shards import compress_shards
 
 pytestmark = [
     pytest.mark.cluster,
@@ -116,8 +118,6 @@ def test_an_actor_that_is_killed_goes_on_from_its_checkpoint(cluster, tmp_path):
     killed: list[int] = []
 
     def killer():
-        state = ray.util.state if hasattr(ray.util, "state") else None
-        del state
         while not killed:
             time.sleep(0.02)
             lock = tmp_path / "out" / "west.svd.lock"
@@ -134,6 +134,34 @@ def test_an_actor_that_is_killed_goes_on_from_its_checkpoint(cluster, tmp_path):
         alone = ss.fit(source, rank=3, kind="truncated")
         assert models[name].rows == 30_000
         assert models[name].vt.tobytes() == alone.vt.tobytes()
+
+
+def test_tasks_come_back_in_order_though_a_worker_dies(cluster, tmp_path):
+    mark = tmp_path / "died"
+
+    def work(item):
+        if item == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item * item
+
+    assert ray_map(work, range(6)) == [0, 1, 4, 9, 16, 25]
+    assert mark.exists()
+
+
+def test_shards_of_tables_on_workers_give_the_bits_of_one_process(cluster, tmp_path):
+    shards, counts = {}, {"f": pa.table({"id": np.arange(300), "count": np.arange(300) % 9})}
+    for k in range(3):
+        ids = np.arange(100 * k, 100 * k + 100)
+        rows = np.random.default_rng(k).standard_normal((100, 6)).astype(np.float32)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 6)
+        shards[f"s{k}"] = str(tmp_path / f"s{k}.parquet")
+        pq.write_table(pa.table({"field": ["f"] * 100, "id": ids, "vector": vectors}), shards[f"s{k}"])
+    mine = compress_shards(shards, counts, rank=2, out=tmp_path / "mine")
+    theirs = compress_shards(shards, counts, rank=2, out=tmp_path / "theirs", mapper=ray_map)
+    for name, one in mine.items():
+        assert one["f"].projection.tobytes() == theirs[name]["f"].projection.tobytes()
+        assert one["f"].table.tobytes() == theirs[name]["f"].table.tobytes()
 
 
 def test_no_cluster_at_the_address_says_how_to_start_one(monkeypatch):

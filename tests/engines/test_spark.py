@@ -15,6 +15,7 @@ import streamsvd as ss
 from streamsvd.engines import spark as engine
 from streamsvd.engines.driver import PartitionError
 from streamsvd.engines.local import run_local
+from streamsvd.engines.tasks import spark_map
 
 pytestmark = [
     pytest.mark.cluster,
@@ -111,3 +112,8 @@ def test_without_java_it_says_what_to_install(monkeypatch):
         engine.connected(),
     ):
         pass
+
+
+def test_tasks_come_back_in_order(session):
+    assert spark_map(lambda item: item * item, range(6)) == [0, 1, 4, 9, 16, 25]
+    assert spark_map(str, [], session=session[0]) == []

@@ -17,7 +17,7 @@ from streamsvd.launch import run
 from streamsvd.pipelines.video import BackgroundModel, VideoSettings
 from streamsvd.pipelines.video.cli import app
 from streamsvd.pipelines.video.read import Window, read
-from streamsvd.pipelines.video.run import Job, model_video
+from streamsvd.pipelines.video.run import Job, model_video, model_videos
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
@@ -311,3 +311,24 @@ def test_a_checkpoint_says_where_it_goes_on_and_which_settings_differ(images, ca
     assert not Path("again").exists()  # nothing was left to do
     assert run(app, [*words, "--out", "again", "--alpha", "0.5"]) == 1
     assert "was written with other settings: --alpha 0.3 there, --alpha 0.5 here; give" in capsys.readouterr().err
+
+
+def test_cameras_go_on_one_by_one_from_their_checkpoints(tmp_path) -> None:
+    cameras, told = {"east": FRAMES[:24], "west": FRAMES[8:40]}, []
+
+    def mapper(function, items):
+        for item in items:
+            told.append(item[1].name)
+            yield function(item)
+
+    out = model_videos(cameras, tmp_path, VideoSettings(), Job(**QUIET), mapper=mapper)
+    assert told == ["east", "west"]
+    for name, frames in cameras.items():
+        assert out[name]["frames"] == len(frames)
+        assert BackgroundModel.load(tmp_path / name / "model.svd").frames_ == len(frames)
+        alone = model_video(frames, tmp_path / f"{name} alone", VideoSettings(), Job(**QUIET))
+        assert {k: v for k, v in out[name].items() if k in ("frames", "events")} == {
+            k: v for k, v in alone.items() if k in ("frames", "events")
+        }
+    again = model_videos(cameras, tmp_path, VideoSettings(), Job(**QUIET))  # what a worker that takes over finds
+    assert all(BackgroundModel.load(tmp_path / name / "model.svd").frames_ == len(cameras[name]) for name in again)

@@ -199,10 +199,11 @@ def main() -> None:
     parser.add_argument("--read", type=float, default=1e9, help="bytes/s that a worker reads")
     parser.add_argument("--start", type=float, default=0.01, help="seconds before a task works (Spark: about 0.5)")
     parser.add_argument("--network", type=float, default=1.25e9, help="bytes/s of a worker's network")
+    parser.add_argument("--states", type=int, default=48, help="of 128 x 4096, merged and folded (1024 takes 5 GB)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    rates, took = measured(1024 if asked.quick else 4096, 64, 8 if asked.quick else 48)
+    rates, took = measured(1024 if asked.quick else 4096, 64, 8 if asked.quick else asked.states)
     rates = Rates(rates.fold, rates.merge, asked.read, asked.network, asked.start)
     print(f"one thread: folding {rates.fold:.3g}, merging {rates.merge:.3g} multiply-adds/s")
     for name in ("fold32", "fold64"):

@@ -41,7 +41,9 @@ class Watch:
         """Look at the sketches that are due; true when every layer that was reached is done (and all were reached)."""
         if self.stop is not None:
             for lead in dict.fromkeys(self.stats.groups.values()):
-                if self.stats.rows(lead) >= self.due.setdefault(lead, max(FIRST_ROWS, 4 * self.cap)):
+                if self.stats.rows(lead) >= self.due.setdefault(
+                    lead, max(FIRST_ROWS, 4 * self.cap, self.stats.widths[lead])
+                ):
                     self._read(lead)
         if shown:
             self._show()

@@ -70,8 +70,8 @@ def corda(
     lowrank_kpm : bool
         Allow ``mode="kpm"`` with a low-rank covariance.
     dtype : "float32" or "float64", optional
-        Precision of the products ``X'X``, whose sums are float64 in either case: float64 by default for an exact covariance, float32 for
-        a low-rank one. float32 halves the cost beyond the forward, and leaves the small components of ``W C``, which KPM picks,
+        Precision of the products ``X'X``, whose sums are float64 in either case: float64 by default for KPM with an exact covariance,
+        float32 otherwise. float32 halves the cost beyond the forward, and leaves the small components of ``W C``, which KPM picks,
         uncertain where the gap at the rank is below some 1e-7 of the largest value.
     stats : ActivationStats, optional
         Statistics of this model that were gathered before; ``batches`` is then not read and may be empty.
@@ -90,7 +90,7 @@ def corda(
 
     Notes
     -----
-    Cost beyond the forward passes: ``in^2 / 2`` float64 multiply-adds a row for each distinct input, then for each layer some tens of
+    Cost beyond the forward passes: ``in^2 / 2`` multiply-adds a row for each distinct input, then for each layer some tens of
     products with W and C (IPM) or about ``7 in^3`` flops (KPM).
     """
     _check(mode, covariance, damping, lowrank_kpm)
@@ -105,7 +105,7 @@ def corda(
             sketch="gram" if exact else "truncated",
             kept=None if exact else max(kept, 16),
             normalise="peft" if peft_scaling else None,
-            dtype=dtype or ("float64" if exact else "float32"),
+            dtype=dtype or ("float64" if exact and mode == "kpm" else "float32"),
             seed=seed,
         )
         check_ranks(model, stats.layers, rank, ranks)

@@ -52,8 +52,9 @@ def components(state: Any, k: int, /, *, before: Components | None = None, seed:
     Notes
     -----
     Exact moments S of up to 768 columns: LAPACK's leading part of the eigenvectors. Wider ones, and those with a start: a block
-    Krylov space with 8 vectors more than asked for (Musco and Musco 2015), in float32, until one more block gains less than 1e-5 of the energy of the k leading Ritz values
-    (what is then missing was below 1e-6 on every input measured), and a last Rayleigh-Ritz step in float64.
+    Krylov space with 8 vectors more than asked for (Musco and Musco 2015), in float32, until one more block gains less than 1e-5 of
+    the energy of the k leading Ritz values (what is then missing was below 1e-6 on every input measured), and a last Rayleigh-Ritz
+    step in float64.
     The energies are those of the sketch along the vectors returned, whether or not the iteration has converged.
     """
     import torch

@@ -27,9 +27,9 @@ def blocks(rows: int, columns: int, count: int) -> list[pa.Table]:
 
 def main(quick: bool) -> None:
     try:
-        import ray.data
+        from streamsvd.engines.ray import connected, fit_ray, imported, transform_ray
 
-        from streamsvd.engines.ray import connected, fit_ray, transform_ray
+        ray = imported()
     except ImportError as error:
         print(f"skipped: {error}")
         return

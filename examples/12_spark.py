@@ -25,12 +25,12 @@ def ratings(rows: int, columns: int) -> pa.Table:
 
 
 def main(quick: bool) -> None:
-    table = ratings(2_000 if quick else 40_000, 24)
+    table = ratings(2_000 if quick else 20_000, 24)
     items = [name for name in table.column_names if name != "user"]
     try:
         with connected("local[2]", **QUIET, **{"spark.sql.shuffle.partitions": "2"}) as spark:
             spark.sparkContext.setLogLevel("ERROR")
-            frame = spark.createDataFrame(table).repartitionByRange(4, "user").sortWithinPartitions("user")
+            frame = spark.createDataFrame(table).repartitionByRange(2, "user").sortWithinPartitions("user")
             began = time.perf_counter()
             factors = fit_spark(frame, rank=6, select=items)
             seconds = time.perf_counter() - began

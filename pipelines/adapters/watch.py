@@ -11,7 +11,8 @@ import numpy as np
 
 from streamsvd.pipelines.adapters.components import Components, components
 
-FIRST_ROWS = 512
+# The first reading comes after as many rows as columns, of which wide inputs are not made to wait for all.
+FIRST_ROWS, LATEST_FIRST = 512, 2048
 
 
 class Watch:
@@ -41,9 +42,8 @@ class Watch:
         """Look at the sketches that are due; true when every layer that was reached is done (and all were reached)."""
         if self.stop is not None:
             for lead in dict.fromkeys(self.stats.groups.values()):
-                if self.stats.rows(lead) >= self.due.setdefault(
-                    lead, max(FIRST_ROWS, 4 * self.cap, self.stats.widths[lead])
-                ):
+                first = max(FIRST_ROWS, 4 * self.cap, min(self.stats.widths[lead], LATEST_FIRST))
+                if self.stats.rows(lead) >= self.due.setdefault(lead, first):
                     self._read(lead)
         if shown:
             self._show()

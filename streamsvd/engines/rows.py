@@ -46,7 +46,8 @@ def svd_across_ranks(
     Raises
     ------
     ValueError
-        On all ranks alike: other columns, another dtype, other options or another version on one of them; the message names the rank.
+        On all ranks alike: rows that `streamsvd.svd` refuses, other columns, another dtype or kind of matrix, other options or another
+        version on one of them; the message names the rank.
     RuntimeError
         There is no process group.
 
@@ -57,12 +58,10 @@ def svd_across_ranks(
     singular values keep their digits, and ``||A||_F^2 - ||A V||_F^2`` certifies the residual. For more rows than columns.
     """
     link = linked(group)
-    local = as_operator(A)
-    _agree(link, local, {"rank": int(rank), "passes": passes, "tol": tol, "seed": seed})
-    op = Shared(local, link)
+    op = Shared(_agreed(link, A, {"rank": str(rank), "passes": passes, "tol": tol, "seed": seed}), link)
     check(op, rank, None, passes, tol, "krylov")
     found, info = basis_of(op, rank, passes, tol, seed)
-    V = np.frombuffer(link.broadcast(to_numpy(found).tobytes()), op.dtype).reshape(found.shape)
+    V = np.frombuffer(link.broadcast(to_numpy(found).tobytes()), op.dtype).reshape(found.shape).copy()
     return _closed(op, from_numpy(V, like=found), rank, info)
 
 
@@ -151,11 +150,22 @@ def _scales(degree: np.ndarray, tau: float) -> np.ndarray:
     return np.where(degree > 0, 1.0 / np.sqrt(np.where(degree > 0, degree + tau, 1.0)), 0.0)
 
 
-def _agree(link: Link, local: Any, asked: dict[str, Any]) -> None:
-    mine = {"version": __version__, "columns": local.shape[1], "dtype": local.dtype, **asked}
-    told = [json.loads(text) for text in link.gather(json.dumps(mine).encode())]
+def _agreed(link: Link, A: Any, asked: dict[str, Any]) -> Any:
+    """Return the operator of this rank's rows; what is wrong on one rank is raised on all, or the others would wait."""
+    try:
+        local = as_operator(A)
+        mine = {"columns": local.shape[1], "dtype": local.dtype, "operator": type(local).__name__, **asked}
+    except (TypeError, ValueError) as error:
+        local, mine = None, {"wrong": str(error)}
+    told = [json.loads(text) for text in link.gather(json.dumps({"version": __version__, **mine}).encode())]
+    for rank, theirs in enumerate(told):
+        if "wrong" in theirs:
+            msg = f"rank {rank}: {theirs['wrong']}"
+            raise ValueError(msg)
     for rank, theirs in enumerate(told):
         for what, first in told[0].items():
             if theirs[what] != first:
-                msg = f"rank {rank} has {what} {theirs[what]}, and rank 0 has {first}; pass the same on all ranks (columns=all items)"
+                cure = "pass the same on all ranks (each has all columns)"
+                msg = f"rank {rank} has {what} {theirs[what]}, and rank 0 has {first}; {cure}"
                 raise ValueError(msg)
+    return local

@@ -46,6 +46,9 @@ def solves(rank: int) -> dict:
         "tiny": lambda: svd_across_ranks(share(rank) * 1e-170, 4, tol=1e-9),
         "wrong columns": lambda: svd_across_ranks(share(rank)[:, : D - rank], 4),
         "wrong rank": lambda: svd_across_ranks(share(rank), 4 + rank),
+        "torch rows": lambda: svd_across_ranks(torch.asarray(share(rank)), 4, tol=1e-9),
+        "nan": lambda: svd_across_ranks(np.where(share(rank) > 2, np.nan if rank == 2 else 0.0, share(rank)), 4),
+        "mixed kinds": lambda: svd_across_ranks(sp.csr_array(share(rank)) if rank else share(rank), 4),
         "large rank": lambda: svd_across_ranks(share(rank), D + 1),
     }
 

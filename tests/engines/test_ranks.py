@@ -123,7 +123,7 @@ def test_without_a_process_group_it_says_what_to_call():
 def rows_of(name: str) -> np.ndarray:
     from rank_worker import edges, share
 
-    if name in ("dense", "tiny"):
+    if name in ("dense", "tiny", "torch rows"):
         return np.concatenate([share(rank) for rank in range(SIZE)]) * (1e-170 if name == "tiny" else 1.0)
     A = np.concatenate([edges(rank, np.float64).toarray() for rank in range(SIZE)])
     if name == "sparse":
@@ -136,7 +136,9 @@ def rows_of(name: str) -> np.ndarray:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("name", "digits"), [("graph", 2e-6), ("sparse", 1e-9), ("dense", 1e-9), ("tiny", 1e-9)])
+@pytest.mark.parametrize(
+    ("name", "digits"), [("graph", 2e-6), ("sparse", 1e-9), ("dense", 1e-9), ("tiny", 1e-9), ("torch rows", 1e-9)]
+)
 def test_rows_on_many_ranks_have_the_factors_of_the_whole_matrix(folder, name, digits):
     A = rows_of(name)
     ranks = [np.load(folder / f"{name}-{rank}.npz") for rank in range(SIZE)]
@@ -164,6 +166,8 @@ def test_rows_on_many_ranks_have_the_factors_of_the_whole_matrix(folder, name, d
         ("wrong columns", "rank 1 has columns 29, and rank 0 has 30"),
         ("wrong rank", "rank 1 has rank 5, and rank 0 has 4"),
         ("large rank", "got rank=31"),
+        ("nan", "rank 2: "),
+        ("mixed kinds", "rank 1 has operator Csr"),
     ],
 )
 def test_a_solve_that_is_refused_is_refused_on_all_ranks(folder, name, words):
